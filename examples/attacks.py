@@ -155,7 +155,7 @@ def combine(
             updates = updates[np.array(decided) > 0]
             weights = [weight for weight in decided if weight > 0]
         if parsed.is_columns:
-            reduction = parsed.reduction(gathers=False)
+            reduction = parsed.reduction(is_disordered=False)
     return np.frombuffer(run(reduction, weights, whole), "<f4")
 
 

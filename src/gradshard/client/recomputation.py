@@ -16,7 +16,7 @@ from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.streams import GatheringStream, RangeStream
+from gradshard_core.s3.streams import RangeStream, ReorderedStream
 
 
 class _LazyBytes:
@@ -137,7 +137,7 @@ class RangeRecomputer:
             # A range may need units that are larger than its elements.
             room = SLICE_BYTES + sum(stop - first for first, stop in stored.ranges(start, end))
         gathered = memoryview(bytearray(room))
-        stream = GatheringStream(self._store, contributor.source, stored, [(start, end)], gathered)
+        stream = ReorderedStream(self._store, contributor.source, stored, [(start, end)], gathered)
         with closing(stream):
             source: Source = stream
             if isinstance(runs, EncodedRuns):

@@ -30,7 +30,7 @@ def combine(
     """Combine updates shard by shard, as tasks do."""
     layout = Layout.pack((n, reference.NAMES[t.dtype], t.shape) for n, t in updates[0].items())
     raw = [b"".join(update[t.name].tobytes() for t in layout.tensors) for update in updates]
-    reduction = parse_robust_rule(rule).reduction(gathers=False)
+    reduction = parse_robust_rule(rule).reduction(is_disordered=False)
     out = bytearray()
     for shard in cut_shards(layout.spans, layout.nbytes, shards):
         zone = Zone(shard.start, shard.end, [1.0] * len(updates))

@@ -16,11 +16,11 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.encoded import EncodedRuns, parse_update
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.s3.streams import GatheringStream
+from gradshard_core.s3.streams import ReorderedStream
 from tests import compressed
 from tests.compressed import random_entries, random_units, rows_of
 from tests.reference import NAMES, Array
-from tests.unit.aggregation.test_gathering import Opener
+from tests.unit.aggregation.test_reordered_reads import Opener
 
 SHAPES = [(33,), (0, 3), (), (5, 64), (31, 1), (2000,), (32,), (1,), (64,), (129,)]
 
@@ -87,7 +87,7 @@ def test_any_range_in_any_pieces(
             blocks = list(itertools.pairwise(ends)) if seed % 2 else [(start, stop)]
             desk = memoryview(bytearray(2 * 256 * 1024))
             opener, source = Opener(blob), ObjectVersion("k", "", "", len(blob))
-            stored = GatheringStream(opener, source, runs.read_from(start), blocks, desk)
+            stored = ReorderedStream(opener, source, runs.read_from(start), blocks, desk)
             decoded = DecodedSource(stored, runs, start, stop, Desk())
             data = bytearray(stop - start)
             position = 0

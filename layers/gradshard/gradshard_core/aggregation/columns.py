@@ -187,11 +187,11 @@ class MajoritySign:
 
     Parameters
     ----------
-    gathers
+    is_disordered
         Whether some inputs have their tensors in another order.
     """
 
-    gathers: bool = False
+    is_disordered: bool = False
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
     _counts = False
@@ -202,7 +202,7 @@ class MajoritySign:
 
     def block_bytes(self, inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
-        return block_bytes(inputs, gathers=self.gathers)
+        return block_bytes(inputs, is_disordered=self.is_disordered)
 
     def take(
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block

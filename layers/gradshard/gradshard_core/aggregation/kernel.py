@@ -138,9 +138,9 @@ class Addition:
         The number that the whole sum is divided by in the end.
     allow_nonfinite
         Whether NaN and infinities are written; otherwise they are errors.
-    gathers
+    is_disordered
         Whether some inputs have their tensors in another order
-        (:mod:`gradshard_core.aggregation.gathering`).
+        (:mod:`gradshard_core.aggregation.reordered_reads`).
     """
 
     order: Order = SEQUENTIAL
@@ -148,7 +148,7 @@ class Addition:
     to_sums: bool = False
     divisor: int = 1
     allow_nonfinite: bool = False
-    gathers: bool = False
+    is_disordered: bool = False
     accumulator: ClassVar[None] = None
 
     @property
@@ -162,7 +162,7 @@ class Addition:
 
     def block_bytes(self, inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
-        return block_bytes(inputs, self.depth, gathers=self.gathers)
+        return block_bytes(inputs, self.depth, is_disordered=self.is_disordered)
 
     def take(
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block

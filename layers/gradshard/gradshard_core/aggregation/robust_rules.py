@@ -45,7 +45,7 @@ class _Rule(NamedTuple):
     decide
         Makes weights of a Gram matrix; None for a rule that measures nothing.
     columns
-        (settings, gathers) → the reduction of a rule over columns; None for a weighted sum.
+        (settings, is_disordered) → the reduction of a rule over columns; None for a weighted sum.
     score
         The name of the scores by which ``decide`` decides, as reports show it.
     is_of_changes
@@ -101,19 +101,19 @@ def _bulyan_least(settings: Settings) -> int:
     return int(4 * settings["f"] + 3)
 
 
-def _median(_settings: Settings, _gathers: bool) -> Reduction:
+def _median(_settings: Settings, _is_disordered: bool) -> Reduction:
     return TrimmedMean()
 
 
-def _trimmed_mean(settings: Settings, _gathers: bool) -> Reduction:
+def _trimmed_mean(settings: Settings, _is_disordered: bool) -> Reduction:
     return TrimmedMean(settings["beta"])
 
 
-def _sign(_settings: Settings, gathers: bool) -> Reduction:
-    return MajoritySign(gathers=gathers)
+def _sign(_settings: Settings, is_disordered: bool) -> Reduction:
+    return MajoritySign(is_disordered=is_disordered)
 
 
-def _around_median(settings: Settings, _gathers: bool) -> Reduction:
+def _around_median(settings: Settings, _is_disordered: bool) -> Reduction:
     return MeanAroundMedian(int(2 * settings["f"]))
 
 
@@ -331,11 +331,11 @@ class RobustRule:
         """Whether it measures all updates before it adds them."""
         return ROBUST_RULES[self.name].decide is not None
 
-    def reduction(self, *, gathers: bool) -> Reduction:
+    def reduction(self, *, is_disordered: bool) -> Reduction:
         """Return the reduction of a rule over columns."""
         columns = ROBUST_RULES[self.name].columns
         assert columns is not None  # noqa: S101 - for mypy: other rules add with weights
-        return columns(self.settings, gathers)
+        return columns(self.settings, is_disordered)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :func:`parse_robust_rule` reads."""

@@ -131,7 +131,7 @@ class TrainingState:
         The number of times that its clients were drawn anew.
     waits_until
         The time until which the training waits, ISO 8601; None if the next round can begin.
-    gathers_since
+    lacks_members_since
         The time since which too few clients have joined for a round, ISO 8601.
     evaluated
         The number of the last round after which the model was evaluated.
@@ -168,7 +168,7 @@ class TrainingState:
     repetition: int = 0
     draw: int = 0
     waits_until: str | None = None
-    gathers_since: str | None = None
+    lacks_members_since: str | None = None
     evaluated: int = 0
     best: Best | None = None
     no_better: int = 0

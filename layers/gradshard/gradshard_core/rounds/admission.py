@@ -6,7 +6,7 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
+from gradshard_core.aggregation.reordered_reads import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
 from gradshard_core.formats.encoded import (
     EncodedLayout,

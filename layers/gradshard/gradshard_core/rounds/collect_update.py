@@ -107,7 +107,7 @@ def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
     """Resume a masked round that waits for its keeper; planning reads the answer."""
     plan = read_plan(store, keys)
     # An answer that was not asked for would end the wait for updates.
-    is_due = plan is not None and plan.is_asking
+    is_due = plan is not None and plan.awaits_keeper
     resumed = is_due and arrivals.resume(store, keys, arrivals.COMPLETE)
     return {"round": keys.round_id, "answered": True, "resumed": resumed}
 

@@ -20,7 +20,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import arrivals, asking, aws_callbacks
+from gradshard_core.rounds import arrivals, aws_callbacks, keeper_wait
 from gradshard_core.s3.store import S3Store
 
 
@@ -56,7 +56,7 @@ def open_round(
         keys = RoundKeys(round_id)
         spec = parse_new_spec(fields, partial(read_expected, store, keys))
         if spec.masked is not None and not has_keeper:
-            raise SpecError(f"masked: {asking.NO_KEEPER}")
+            raise SpecError(f"masked: {keeper_wait.NO_KEEPER}")
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
     except StoreError:
         raise  # no fault of the terms: the machine tries again
@@ -103,11 +103,11 @@ def _await_keeper(
     store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan, tokens: list[str]
 ) -> dict[str, Any]:
     """Let a masked round wait for its keeper, until its timeout has passed once more."""
-    aws_callbacks.schedule_deadline(keys.round_id, asking.deadline_of(plan, spec), tokens)
+    aws_callbacks.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
-    has_answered = asking.has_answered(store, keys, plan, spec)
+    has_answered = keeper_wait.has_answered(store, keys, plan, spec)
     is_resumed = has_answered and arrivals.resume(store, keys, arrivals.COMPLETE)
-    return {"round": keys.round_id, "status": "asking", "resumed": is_resumed}
+    return {"round": keys.round_id, "status": "awaiting_keeper", "resumed": is_resumed}
 
 
 def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:

@@ -10,18 +10,18 @@ import numpy as np
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.buffers import split_spans
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
-from gradshard_core.aggregation.gathering import Range
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.noise_tree import CancellingNoise
+from gradshard_core.aggregation.reordered_reads import Range
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
     chunks_at_once,
     count_elements,
-    gathered_bytes,
     receive_buffer_bytes,
+    reorder_buffer_bytes,
     sums_bytes,
 )
 from gradshard_core.formats.encoded import EncodedRuns
@@ -30,7 +30,7 @@ from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.records.noise_key import read_noise_key
-from gradshard_core.s3.streams import GatheringStream, RangeStream
+from gradshard_core.s3.streams import RangeStream, ReorderedStream
 from gradshard_core.s3.task_client import TaskS3Client
 
 OPENERS = 8
@@ -102,10 +102,10 @@ class TaskInputs:
             self.contributors = plan.group(task.first, task.stop)
         masking = plan.masking if plan.is_last(task.level) else None
         self._masks = [masking.answer] if masking is not None and masking.answer else []
-        self._gathers = not all(c.runs.are_in_order for c in self.contributors)
+        self._is_disordered = not all(c.runs.are_in_order for c in self.contributors)
         # One buffer for all inputs, since they are read one after another. Pages that are never
         # touched take no memory.
-        gathered = gathered_bytes() if self._gathers else 0
+        gathered = reorder_buffer_bytes() if self._is_disordered else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
         self._decoding = Desk()
         self.spans: Sequence[Span] = plan.input_spans
@@ -113,7 +113,9 @@ class TaskInputs:
             self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
         robust = plan.computation.robust
         self._holds_all = plan.computation.measures or (robust is not None and robust.holds_all)
-        self.reduction = plan.reduction(task.level, len(self.numbers), gathers=self._gathers)
+        self.reduction = plan.reduction(
+            task.level, len(self.numbers), is_disordered=self._is_disordered
+        )
 
     def zones(self, start: int) -> Iterable[Zone]:
         """Return the weights of the inputs, from byte ``start`` of the layout on."""
@@ -185,8 +187,8 @@ class TaskInputs:
 
     def _stored_stream(
         self, contributor: Contributor, runs: Runs, blocks: list[Range]
-    ) -> GatheringStream:
-        return GatheringStream(
+    ) -> ReorderedStream:
+        return ReorderedStream(
             self.wire, contributor.source, runs, blocks, self._desk(), self._pool
         )
 
@@ -207,11 +209,11 @@ class TaskInputs:
         """Return the buffer of a stream; a rule that takes less at a time needs one for each."""
         if not self._holds_all:
             return self._buffer
-        return memoryview(np.empty(SLICE_BYTES + gathered_bytes(), np.uint8))
+        return memoryview(np.empty(SLICE_BYTES + reorder_buffer_bytes(), np.uint8))
 
     def _blocks(self, start: int) -> list[Range]:
         """Return the blocks in which inputs are read, from ``start`` on."""
-        size = gathered_bytes()
+        size = reorder_buffer_bytes()
         if not self._holds_all:
             size = self.reduction.block_bytes(len(self.numbers))
         blocks = kernel.blocks(self.zones(start), self.plan.layout.spans, size)

@@ -12,7 +12,7 @@ from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records import model_registry
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
-from gradshard_core.rounds.asking import NO_KEEPER
+from gradshard_core.rounds.keeper_wait import NO_KEEPER
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
