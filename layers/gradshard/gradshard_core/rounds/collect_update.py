@@ -21,7 +21,7 @@ from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.rounds import arrivals
-from gradshard_core.rounds.collect_arrival import collect_arrival
+from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
 from gradshard_core.s3.store import S3Store
 
 
@@ -73,7 +73,7 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     opened = read_spec(store, keys) if keys else None
     inbox = parse_inbox_id(keys.round_id) if keys else None
     if opened is None and inbox is not None:
-        return collect_arrival(store, inbox, client, etag)
+        return collect_buffered_update(store, inbox, client, etag)
     if keys is None or opened is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
     spec, _ = opened

@@ -23,7 +23,9 @@ from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.s3.store import S3Store
 
 
-def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> dict[str, Any]:
+def collect_buffered_update(
+    store: S3Store, inbox: InboxId, client: str, etag: str
+) -> dict[str, Any]:
     """Check an update of a buffered training; safe to repeat.
 
     Parameters
@@ -49,11 +51,11 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     if spec is None or state is None or not spec.is_buffered:
         missing = f"{keys.update(client)}: there is no buffered training {training.name!r}"
         return outcome | {"status": "ignored", "reason": missing}
-    settled = _settled(store, training, state, inbox.version, client)
+    settled = _counted_etag(store, training, state, inbox.version, client)
     if settled is not None:
         return outcome | _too_late(store, keys, client, etag, settled)
     model = model_registry.read_current(store, spec.server_optimizer.model)
-    reason = _misplaced(store, training, spec, state, inbox.version, client, model.number)
+    reason = _unacceptable(store, training, spec, state, inbox.version, client, model.number)
     update = None if reason else _check(store, keys, spec, model, client)
     if reason is not None:
         update = Rejection(client, f"{keys.update(client)}: {reason}", etag)
@@ -66,7 +68,7 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     return outcome | {"status": "accepted", "resumed": _resume(store, state)}
 
 
-def _settled(
+def _counted_etag(
     store: S3Store, training: TrainingKeys, state: TrainingState, version: int, client: str
 ) -> str | None:
     """Return the short ETag of the client's update that has counted, or is being added."""
@@ -99,7 +101,7 @@ def _too_late(
     return {"status": "ignored", "reason": reason, "late": True}
 
 
-def _misplaced(
+def _unacceptable(
     store: S3Store,
     training: TrainingKeys,
     spec: TrainingSpec,
