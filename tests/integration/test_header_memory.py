@@ -34,7 +34,7 @@ CHECK_ARRIVALS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from gradshard_core.rounds import arrivals
-from gradshard_core.rounds.inbox import Address
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.seen_layouts import SeenLayouts
 from tests.fuzz.targets import KEYS, SPEC, _Memory
 from tests.integration.test_header_memory import FILL, WORST, peak_mb

@@ -23,7 +23,7 @@ from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
-from gradshard_core.rounds.inbox import Address
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
 from gradshard_core.rounds.survey import Facts, Surveyed

@@ -18,7 +18,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Found, Update
-from gradshard_core.rounds.inbox import planned
+from gradshard_core.rounds.buffered_round import planned
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.s3.store import S3Store
 
