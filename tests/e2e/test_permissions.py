@@ -481,7 +481,7 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     for client in "ab":
         training.join(client)
     send("a", 1, bad)
-    until(lambda: training.state().again == "iam-pace-00001")
+    until(lambda: training.state().repeated_round == "iam-pace-00001")
     etag = send("a", 1, update(1))
     until(lambda: training.state().version == 2)
     send("b", 1, update(2))

@@ -196,7 +196,7 @@ EXAMPLES: dict[str, Any] = {
     "codecs": ["int4", "int8"],
     "masked": {"bound": 1.0, "max_samples": 9, "keeper": "ab" * 32},
     "updates_from": "r0",
-    "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "again": "t-00003"},
+    "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "repeated_round": "t-00003"},
     "server_optimizer": {"optimizer": "fedadam"},
 }
 NEEDED: dict[str, dict[str, Any]] = {

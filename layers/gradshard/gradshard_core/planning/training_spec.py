@@ -301,7 +301,7 @@ class TrainingSpec:
             fields["dp"] = {**fields["dp"], "tree": tree.to_json()}
         return parse_new_spec(fields)
 
-    def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:
+    def buffer_spec(self, training: str, oldest: int, repeated_round: str | None) -> RoundSpec:
         """Return the spec of a round that makes a version of updates as they arrive.
 
         Parameters
@@ -310,13 +310,13 @@ class TrainingSpec:
             The training's id.
         oldest
             The oldest version from which updates are taken.
-        again
+        repeated_round
             The round of the same updates that has failed, if there is one.
         """
         assert self.buffer is not None  # noqa: S101 - for mypy: _check wants one
         exponent = self.staleness_exponent
         inbox = InboxSpec(
-            training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, again
+            training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, repeated_round
         )
         return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
 

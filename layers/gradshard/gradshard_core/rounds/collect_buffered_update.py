@@ -78,7 +78,7 @@ def _counted_etag(
     key = training.inbox(version).update(client)
     # The round that is under way, and one that failed, whose updates it takes.
     under_way = state.invitation.round_id if state.invitation else None
-    for round_id in (under_way, state.again):
+    for round_id in (under_way, state.repeated_round):
         for contributor in planned(store, RoundKeys(round_id)) if round_id else ():
             if contributor.source.key == key:
                 return short_etag(contributor.source.etag)

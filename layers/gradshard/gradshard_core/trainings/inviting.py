@@ -24,7 +24,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import sampling
-from gradshard_core.trainings.closing import ended, paused
+from gradshard_core.trainings.ended_round import ended, paused
 
 LOOKS_FOR_MEMBERS: Final = 60
 """The number of looks for enough members before the training pauses."""
@@ -70,7 +70,7 @@ def next_round(
     drawn = sampling.draw(
         members,
         invited,
-        seed=f"{spec.seed} {keys.name} {number} {is_evaluation} {state.draw}",
+        seed=f"{spec.seed} {keys.name} {number} {is_evaluation} {state.redraws}",
         silent=state.silent,
     )
     invitation = Invitation(
@@ -122,7 +122,7 @@ def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState)
         return evaluation_spec(spec, invitation.clients, invitation.awaited)
     if spec.is_buffered:
         oldest = state.oldest_version(spec.staleness)
-        return spec.buffer_spec(keys.name, oldest, state.again)
+        return spec.buffer_spec(keys.name, oldest, state.repeated_round)
     return synchronous_round(keys, spec, state)
 
 

@@ -79,7 +79,7 @@ def start_training(
     first = newest.number
     tree = None if spec.noise_tree is None else NoiseTree()
     state = TrainingState(
-        RUNNING, 1, 0, first, started, started, first_version=first, dismissed=first, tree=tree
+        RUNNING, 1, 0, first, started, started, first_version=first, settled_before=first, tree=tree
     )
     store.put_json(keys.state, state.to_json(), replaces=None)
     return {"training": name, "run": 1, "step": 0}
