@@ -36,9 +36,9 @@ from typing import Any, ClassVar, Final, NamedTuple
 import numpy as np
 
 from gradshard_core.aggregation import arithmetic, noise
-from gradshard_core.aggregation.gram_rules import Decision, Gram, norms_of
 from gradshard_core.aggregation.kernel import Block, Piece, Source, pieces_of
 from gradshard_core.aggregation.noise_tree import Place, parse_place
+from gradshard_core.aggregation.robust_by_weight import Decision, Gram, norms_of
 from gradshard_core.aggregation.sharding import block_bytes, count_elements
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span

@@ -334,7 +334,7 @@ class Plan:
         computation = self.computation
         if computation.measures:
             return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
-        if computation.robust is not None and computation.robust.is_columns:
+        if computation.robust is not None and computation.robust.is_elementwise:
             return computation.robust.reduction(is_disordered=is_disordered)
         is_last = self.is_last(level)
         if computation.dp is not None:

@@ -12,7 +12,7 @@ from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.privacy import (
     PrivacyMechanism,
 )
-from gradshard_core.aggregation.robust_rules import RobustRule
+from gradshard_core.aggregation.robust_registry import RobustRule
 from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
@@ -211,7 +211,7 @@ class Computation:
         M.
     topology, order, weights
         As in :class:`gradshard_core.planning.spec.RoundSpec`, with the order that was chosen. Under
-        a rule over columns, and while updates are measured, weights are ``equal``. After that they
+        an element-wise rule, and while updates are measured, weights are ``equal``. After that they
         are ``measured``.
     rule
         The rule for partial updates, or the robust rule; ``fedavg`` without one.
