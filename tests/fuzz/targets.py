@@ -21,14 +21,14 @@ from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import CHUNK, INDEX_BYTES, TopK
-from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import (
+from gradshard_core.formats.compressed_updates import (
     ENCODED_KEY,
     EncodedLayout,
     EncodedRuns,
     encode_layout,
     parse_update,
 )
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import (
     MAX_HEADER_BYTES,
     SAMPLES_KEY,

@@ -28,7 +28,7 @@ from gradshard_core.errors import (
     SpecError,
     UpdateError,
 )
-from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.headers import Header, header_length, parse_samples
 from gradshard_core.formats.keys import (
     ObjectVersion,
@@ -39,7 +39,7 @@ from gradshard_core.formats.keys import (
     sender_of,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
-from gradshard_core.formats.masked import Share, masked_layout
+from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
 from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.option_parsers import InboxSpec

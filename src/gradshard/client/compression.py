@@ -24,8 +24,7 @@ from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
 from gradshard_core.formats.codecs.topk import MOST, USUAL_FRACTION, TopK, entries_of
-from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import (
+from gradshard_core.formats.compressed_updates import (
     CODEC_KEY,
     ENCODABLE,
     ENCODED_KEY,
@@ -34,6 +33,7 @@ from gradshard_core.formats.encoded import (
     EncodedRuns,
     encode_layout,
 )
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor
 
@@ -339,7 +339,7 @@ class DecodedContent:
     Parameters
     ----------
     content
-        An update whose layout is an :class:`~gradshard_core.formats.encoded.EncodedLayout`.
+        An update whose layout is an :class:`~gradshard_core.formats.compressed_updates.EncodedLayout`.
     """
 
     def __init__(self, content: Content) -> None:

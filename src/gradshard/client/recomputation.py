@@ -10,7 +10,7 @@ from gradshard_core.aggregation.kernel import Source
 from gradshard_core.aggregation.optimizer_step import Applier
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import SLICE_BYTES, sums_bytes
-from gradshard_core.formats.encoded import EncodedRuns
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Plan

@@ -37,7 +37,7 @@ from gradshard_core.errors import (
     RoundStateError,
     TicketError,
 )
-from gradshard_core.formats.encoded import check_taken
+from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.spec import RoundSpec

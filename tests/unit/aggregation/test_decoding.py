@@ -10,10 +10,9 @@ import pytest
 
 from gradshard_core.aggregation import decoding
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
-from gradshard_core.formats import encoded
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.encoded import EncodedRuns, parse_update
+from gradshard_core.formats.compressed_updates import EncodedRuns, parse_update
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
 from gradshard_core.s3.streams import ReorderedStream

@@ -15,8 +15,8 @@ from gradshard.client import participation
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.formats.metrics import MAX_KEPT
-from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import limits
 from gradshard_core.planning.spec_parsing import parse_new_spec
 from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES

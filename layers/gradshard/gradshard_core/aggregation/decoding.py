@@ -13,8 +13,8 @@ from gradshard_core.aggregation.arithmetic import Array, finish
 from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import TopK
+from gradshard_core.formats.compressed_updates import ENCODABLE, EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import ENCODABLE, EncodedRuns
 from gradshard_core.formats.layout import Run
 
 STEP_UNITS: Final = 2048

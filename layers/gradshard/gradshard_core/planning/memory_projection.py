@@ -14,7 +14,7 @@ from gradshard_core.aggregation.sharding import (
     receive_buffer_bytes,
     reorder_buffer_bytes,
 )
-from gradshard_core.formats.pieces import PIECE
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 

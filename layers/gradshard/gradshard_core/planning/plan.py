@@ -24,7 +24,7 @@ from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Span
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.masking import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NextModel,

@@ -13,10 +13,10 @@ from gradshard_core.aggregation.privacy import (
     PrivacyMechanism,
 )
 from gradshard_core.aggregation.robust_registry import RobustRule
-from gradshard_core.formats.encoded import EncodedRuns
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
-from gradshard_core.formats.masked import Share
+from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning.outputs import (
     NO_HEADER,
     StoredHeader,

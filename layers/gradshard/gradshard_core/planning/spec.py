@@ -25,8 +25,8 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.masked import elements_of
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.masked_updates import elements_of
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,

@@ -13,7 +13,7 @@ from gradshard_core.aggregation.server_optimizers import (
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.pieces import Get, StoredList
+from gradshard_core.formats.list_pieces import Get, StoredList
 from gradshard_core.planning.masking import (
     check_masked,
 )

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.pieces import StoredList, is_in_pieces
+from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.planning import limits
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.spec_parsing import parse_spec

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 from gradshard_core.aggregation.arithmetic import STEPS
 from gradshard_core.aggregation.reordered_reads import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
-from gradshard_core.formats.encoded import (
+from gradshard_core.formats.compressed_updates import (
     EncodedLayout,
     EncodedRuns,
     check_taken,
@@ -17,7 +17,7 @@ from gradshard_core.formats.encoded import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
-from gradshard_core.formats.masked import Share, masked_layout
+from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.planning.spec import RoundSpec

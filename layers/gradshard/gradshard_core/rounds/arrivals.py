@@ -6,7 +6,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
-from gradshard_core.formats.encoded import check_taken, parse_update
+from gradshard_core.formats.compressed_updates import check_taken, parse_update
 from gradshard_core.formats.headers import (
     FIRST_READ_BYTES,
     MAX_HEADER_BYTES,
@@ -24,8 +24,8 @@ from gradshard_core.formats.keys import (
     sender_of,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES
-from gradshard_core.formats.masked import Share
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection

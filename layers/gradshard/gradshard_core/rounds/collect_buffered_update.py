@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.compressed_updates import EncodedLayout
 from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.training_spec import TrainingSpec

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.compressed_updates import EncodedLayout
 from gradshard_core.formats.keys import (
     RoundKeys,
     check_id,

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs
-from gradshard_core.formats.pieces import PIECE
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (

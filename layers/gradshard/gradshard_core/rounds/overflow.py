@@ -26,8 +26,8 @@ from gradshard_core.aggregation.optimizer_step import take_step
 from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import ChangedObjectError, PlanError
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES, DType
-from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.planning.outputs import NextModel

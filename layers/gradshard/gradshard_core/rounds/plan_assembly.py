@@ -18,8 +18,8 @@ from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError, SpecError
+from gradshard_core.formats.compressed_updates import EncodedRuns, further_runs
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.layout import Layout, Runs, encode_header
 from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.grouping import (

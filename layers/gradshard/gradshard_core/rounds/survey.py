@@ -18,7 +18,7 @@ from gradshard_core.errors import (
     UnreadableObjectError,
     UpdateError,
 )
-from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
+from gradshard_core.formats.compressed_updates import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES

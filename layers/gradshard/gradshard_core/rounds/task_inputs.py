@@ -24,7 +24,7 @@ from gradshard_core.aggregation.sharding import (
     reorder_buffer_bytes,
     sums_bytes,
 )
-from gradshard_core.formats.encoded import EncodedRuns
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Plan
