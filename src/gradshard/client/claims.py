@@ -19,7 +19,7 @@ from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
 from gradshard_core.aggregation.addition_order import format_order
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.errors import (
     ChangedObjectError,

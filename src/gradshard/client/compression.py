@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gradshard.client.residual import PIECE, Arrays, Residual, sum_of_squares
 from gradshard.client.upload_source import Content, header_bytes
-from gradshard_core.aggregation import arithmetic, buffers
+from gradshard_core.aggregation import arithmetic, model_buffers
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
@@ -104,7 +104,7 @@ class Compression:
 
     def layout_of(self, layout: Layout) -> EncodedLayout:
         """Return the layout of an update that is compressed so."""
-        kept = {*buffers.conventional(layout)}
+        kept = {*model_buffers.conventional(layout)}
         units = {
             tensor.name: self._units(tensor)
             for tensor in layout.tensors

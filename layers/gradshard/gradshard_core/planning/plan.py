@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL
-from gradshard_core.aggregation.buffers import clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.model_buffers import clip_stretches
 from gradshard_core.aggregation.privacy import (
     Grid,
     PrivateSum,

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.buffers import Stretches
 from gradshard_core.aggregation.gram_sample import Sample
+from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.aggregation.privacy import (
     PrivacyMechanism,
 )

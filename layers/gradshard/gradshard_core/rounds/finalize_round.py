@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors

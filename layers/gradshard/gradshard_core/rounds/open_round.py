@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.masking import check_layout
@@ -124,7 +124,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         newest = model_registry.read_current(store, spec.server_optimizer.model)
         _check_tree(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
-            buffers.named(
+            model_buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
         if spec.masked is not None:
@@ -133,7 +133,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         if not spec.averages_all:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)
-            check_averaged(spec, buffers.names_in(layout, kept))
+            check_averaged(spec, model_buffers.names_in(layout, kept))
         base = {"model_version": newest.number}
         at = record["opened_at"]
         privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)

@@ -9,8 +9,8 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.buffers import names_in
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
+from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.privacy import private_sums_bytes
 from gradshard_core.aggregation.reordered_reads import Disorder

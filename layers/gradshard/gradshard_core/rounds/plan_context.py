@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from gradshard_core.aggregation.buffers import Stretches
+from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout

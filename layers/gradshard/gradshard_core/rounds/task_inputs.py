@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.buffers import split_spans
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.model_buffers import split_spans
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.noise_tree import CancellingNoise
 from gradshard_core.aggregation.reordered_reads import Range

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation import model_buffers
 from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.keys import ModelKeys, TrainingKeys
@@ -64,7 +64,7 @@ def start_training(
     optimizer = spec.server_optimizer
     newest = model_registry.read_current(store, optimizer.model)
     if optimizer.buffers:
-        buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
+        model_buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
     if (masked := spec.terms.masked) is not None:
         if not has_keeper:
             raise SpecError(f"masked: {NO_KEEPER}")
