@@ -39,7 +39,7 @@ from gradshard_core.formats.headers import (
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout

@@ -9,8 +9,8 @@ import pytest
 
 from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError

@@ -12,8 +12,8 @@ from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.records.stored_spec import read_spec
 from tests import reference
 from tests.notifications import uploaded
 from tests.planned import levels_of

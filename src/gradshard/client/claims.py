@@ -53,7 +53,7 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayerWeights,
     PlannedLayout,
 )
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version

@@ -222,7 +222,7 @@ def layout_record(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     ----------
     layout
         The path of a .safetensors file, tensors by name, or dtypes and shapes by name, which are
-        left to :func:`gradshard_core.planning.spec_parsing.parse_spec`.
+        left to :func:`gradshard_core.planning.round_spec_parsing.parse_spec`.
 
     Raises
     ------

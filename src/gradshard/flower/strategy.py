@@ -35,7 +35,7 @@ from gradshard_core.planning.masking import (
     check_unused,
     parse_masking,
 )
-from gradshard_core.planning.spec_parsing import default_quorum
+from gradshard_core.planning.round_spec_parsing import default_quorum
 from gradshard_core.records import model_registry
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
 

@@ -34,7 +34,7 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Task,
 )
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.s3 import streams
 from gradshard_core.s3.streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter

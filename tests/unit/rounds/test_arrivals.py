@@ -10,7 +10,7 @@ import pytest
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.arrivals import Update

@@ -28,7 +28,7 @@ from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected

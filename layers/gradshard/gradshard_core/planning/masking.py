@@ -19,7 +19,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked_updates import elements_of, roster_digest
 
 if TYPE_CHECKING:
-    from gradshard_core.planning.spec import RoundSpec
+    from gradshard_core.planning.round_spec import RoundSpec
 
 MASKED: Final = "masked"
 """How contributors of masked rounds are weighed: by counts that nobody sees."""

@@ -14,7 +14,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
-from gradshard_core.planning.options import WholeNumber
+from gradshard_core.planning.option_kinds import WholeNumber
 from gradshard_core.stragglers.assignment_settings import (
     AssignmentSettings,
     parse_assignment_settings,

@@ -210,7 +210,7 @@ class Computation:
     shards
         M.
     topology, order, weights
-        As in :class:`gradshard_core.planning.spec.RoundSpec`, with the order that was chosen. Under
+        As in :class:`gradshard_core.planning.round_spec.RoundSpec`, with the order that was chosen. Under
         an element-wise rule, and while updates are measured, weights are ``equal``. After that they
         are ``measured``.
     rule

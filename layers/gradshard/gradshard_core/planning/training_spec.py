@@ -8,14 +8,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.option_parsers import (
-    MAX_EXPONENT,
-    MAX_NAMED,
-    InboxSpec,
-    parse_clients,
-    parse_exponent,
-)
-from gradshard_core.planning.options import (
+from gradshard_core.planning.option_kinds import (
     REQUIRED,
     Choice,
     Duration,
@@ -27,8 +20,15 @@ from gradshard_core.planning.options import (
     options_of,
     stated_options,
 )
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import default_quorum, parse_new_spec
+from gradshard_core.planning.option_parsers import (
+    MAX_EXPONENT,
+    MAX_NAMED,
+    InboxSpec,
+    parse_clients,
+    parse_exponent,
+)
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,

@@ -20,7 +20,7 @@ from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan_parts import Contributor, Rejection
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address

@@ -30,7 +30,7 @@ from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import aws_callbacks, buffered_round
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts
 from gradshard_core.rounds.buffered_round import Address

@@ -9,7 +9,7 @@ from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.inbox import read_counted, short_etag
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import (
     ENDED,
     TrainingState,

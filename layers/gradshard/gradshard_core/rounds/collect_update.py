@@ -18,8 +18,8 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
 from gradshard_core.s3.store import S3Store

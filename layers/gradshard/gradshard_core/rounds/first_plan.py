@@ -18,7 +18,7 @@ from gradshard_core.planning.plan_parts import (
     Rejection,
     Stage,
 )
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import admission, arrivals, buffered_round
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.buffered_round import Address

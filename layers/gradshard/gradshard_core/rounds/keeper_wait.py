@@ -12,8 +12,8 @@ from gradshard_core.planning import history_limits
 from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import admission, arrivals
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble

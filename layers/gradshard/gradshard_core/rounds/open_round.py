@@ -10,11 +10,11 @@ from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, S
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import check_averaged, parse_new_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import check_averaged, parse_new_spec
 from gradshard_core.records import model_registry, privacy_ledger
-from gradshard_core.records.round_spec import check_source
 from gradshard_core.records.stored_lists import read_expected, read_plan
+from gradshard_core.records.stored_spec import check_source
 from gradshard_core.records.training_state import (
     read_state,
     read_training_spec,

@@ -40,9 +40,9 @@ from gradshard_core.planning.plan_parts import (
     Stage,
 )
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import check_averaged
-from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import check_averaged
+from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key

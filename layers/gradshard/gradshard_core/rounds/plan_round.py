@@ -7,9 +7,9 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import piece_writer, read_plan
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds.arrivals import reject_overlooked
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed

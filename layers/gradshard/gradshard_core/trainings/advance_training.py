@@ -9,7 +9,7 @@ from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.records.round_spec import with_room
+from gradshard_core.records.stored_spec import with_room
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,

@@ -8,8 +8,8 @@ from gradshard_core.formats import metrics
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.spec import DEFAULT_TIMEOUT, RoundSpec
-from gradshard_core.planning.spec_parsing import parse_new_spec
+from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT, RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

@@ -11,7 +11,7 @@ from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning import memory_projection
 from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.pricing import Lists
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.workload import Workload
 
 F32_BYTES: Final = 4

@@ -17,14 +17,14 @@ from gradshard_core.formats.list_pieces import Get, StoredList
 from gradshard_core.planning.masking import (
     check_masked,
 )
+from gradshard_core.planning.option_kinds import (
+    check_names,
+)
 from gradshard_core.planning.option_parsers import (
     check_stored_clients,
     parse_clients,
 )
-from gradshard_core.planning.options import (
-    check_names,
-)
-from gradshard_core.planning.spec import DEFAULTS, OPTIONS, RoundSpec
+from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.stragglers.layers import layers_of
 
 

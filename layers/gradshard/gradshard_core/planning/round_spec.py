@@ -33,6 +33,18 @@ from gradshard_core.planning.masking import (
     MaskingTerms,
     parse_masking,
 )
+from gradshard_core.planning.option_kinds import (
+    Choice,
+    Duration,
+    Flag,
+    Option,
+    Parsed,
+    WholeNumber,
+    defaults_of,
+    option,
+    options_of,
+    stated_options,
+)
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
     MAX_NAMED,
@@ -47,18 +59,6 @@ from gradshard_core.planning.option_parsers import (
     parse_inbox,
     parse_layout,
     parse_rule,
-)
-from gradshard_core.planning.options import (
-    Choice,
-    Duration,
-    Flag,
-    Option,
-    Parsed,
-    WholeNumber,
-    defaults_of,
-    option,
-    options_of,
-    stated_options,
 )
 from gradshard_core.stragglers.layers import Naming, check_naming
 from gradshard_core.stragglers.salf import PartialRule
