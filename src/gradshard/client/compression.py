@@ -339,7 +339,8 @@ class DecodedContent:
     Parameters
     ----------
     content
-        An update whose layout is an :class:`~gradshard_core.formats.compressed_updates.EncodedLayout`.
+        An update whose layout is an
+        :class:`~gradshard_core.formats.compressed_updates.EncodedLayout`.
     """
 
     def __init__(self, content: Content) -> None:

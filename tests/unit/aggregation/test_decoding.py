@@ -67,7 +67,7 @@ def test_any_range_in_any_pieces(
 ) -> None:
     monkeypatch.setattr(decoding, "STEP_UNITS", step_units)
     if step_units == 2:  # Small units, of two chunks.
-        for module in (topk, encoded, compressed):
+        for module in (topk, compressed_updates, compressed):
             monkeypatch.setattr(module, "UNIT", 64)
         for module in (topk, compressed):
             monkeypatch.setattr(module, "CHUNK", 32)

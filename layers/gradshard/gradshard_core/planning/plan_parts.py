@@ -210,9 +210,9 @@ class Computation:
     shards
         M.
     topology, order, weights
-        As in :class:`gradshard_core.planning.round_spec.RoundSpec`, with the order that was chosen. Under
-        an element-wise rule, and while updates are measured, weights are ``equal``. After that they
-        are ``measured``.
+        As in :class:`gradshard_core.planning.round_spec.RoundSpec`, with the order that was chosen.
+        Under an element-wise rule, and while updates are measured, weights are ``equal``. After
+        that they are ``measured``.
     rule
         The rule for partial updates, or the robust rule; ``fedavg`` without one.
     layers
