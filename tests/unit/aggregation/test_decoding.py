@@ -10,6 +10,7 @@ import pytest
 
 from gradshard_core.aggregation import decoding
 from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.formats import compressed_updates
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.compressed_updates import EncodedRuns, parse_update
