@@ -16,7 +16,7 @@ import numpy as np
 
 from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.tickets import Ticket
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
@@ -204,7 +204,7 @@ def _decoded(layout: EncodedLayout, stored: bytes) -> bytearray:
     assert isinstance(runs, EncodedRuns)
     [asked] = runs.ranges(0, plain.nbytes)
     assert asked == (0, len(stored))
-    source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, Desk())
+    source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, DecodingBuffers())
     out = bytearray(plain.nbytes)
     cut = len(out) // 8 * 4
     with np.errstate(all="ignore"):

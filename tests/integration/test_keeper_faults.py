@@ -88,7 +88,7 @@ def call(own: S3Store, store: S3Store, proxy: Proxy) -> Iterator[Call]:
 
         yield call
         for module in modules.values():
-            for name in ("store", "answers", "wire"):
+            for name in ("store", "answers", "s3"):
                 if name in module:
                     module[name].close()
 

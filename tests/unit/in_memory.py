@@ -56,7 +56,7 @@ class Machine:
     def step(self, function: str, **event: Any) -> dict[str, Any]:
         weigh(f"to {function}", event)
         module = self._functions(function)
-        vars(module).update(store=self.store, wire=MemoryWire(self.store), keeper=self.keeper)
+        vars(module).update(store=self.store, s3=MemoryWire(self.store), keeper=self.keeper)
         answer: dict[str, Any] = module.handler({"round": self.name, **event}, Context())
         weigh(f"of {function}", answer)
         return answer

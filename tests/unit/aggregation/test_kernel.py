@@ -72,14 +72,14 @@ def sources_of(plan: Plan, task: Task, blobs: Sequence[bytes]) -> tuple[list[Sou
     size = vars(kernel)["block_bytes"](len(contributors), depth, is_disordered=is_disordered)
     zone = Zone(task.start, task.end, [])
     blocks = [(a, b) for _, a, b in kernel.blocks([zone], plan.layout.spans, size)]
-    desk = memoryview(bytearray(vars(streams)["SLICE_BYTES"] + size))
+    memory = memoryview(bytearray(vars(streams)["SLICE_BYTES"] + size))
     return [
         ReorderedStream(
             MemoryOpener(blob),
             contributor.source,
             contributor.runs,
             [(task.start, task.end)] if contributor.runs.are_in_order else blocks,
-            desk,
+            memory,
         )
         for contributor, blob in contributors
     ], is_disordered

@@ -76,8 +76,8 @@ def test_any_order_gives_the_bytes_in_the_layouts_order(
         patch.setattr(reordered_reads, "GAP_BYTES", gap)
         patch.setattr(reordered_reads, "GROUPED", grouped)
         patch.setattr(streams, "SLICE_BYTES", turn)
-        desk = memoryview(bytearray(turn + block))
-        stream = ReorderedStream(opener, SOURCE, runs, blocks, desk)
+        memory = memoryview(bytearray(turn + block))
+        stream = ReorderedStream(opener, SOURCE, runs, blocks, memory)
         stream.open()
         read = bytearray(end - start)
         for at in range(0, len(read), turn):
@@ -132,9 +132,9 @@ def test_requests_of_the_next_block_are_made_while_other_inputs_are_read(
     blocks = [(at, at + 2000) for at in range(0, mine.nbytes, 2000)]
     under_way = UnderWay()
     openers = [Late(blob, under_way) for _ in range(4)]
-    desk = memoryview(bytearray(SLICE_BYTES + 2000))
+    memory = memoryview(bytearray(SLICE_BYTES + 2000))
     with ThreadPoolExecutor(8) as pool:
-        opened = [ReorderedStream(o, SOURCE, runs, blocks, desk, pool) for o in openers]
+        opened = [ReorderedStream(o, SOURCE, runs, blocks, memory, pool) for o in openers]
         read = [bytearray(mine.nbytes) for _ in opened]
         for start, end in blocks:
             for stream, target in zip(opened, read, strict=True):
@@ -153,8 +153,8 @@ def test_an_object_deleted_meanwhile_is_reported_when_it_is_read() -> None:
     runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
     blocks = [(0, 2000), (2000, 4000)]
     with ThreadPoolExecutor(1) as pool:
-        desk = memoryview(bytearray(SLICE_BYTES + 2000))
-        stream = ReorderedStream(opener, SOURCE, runs, blocks, desk, pool)
+        memory = memoryview(bytearray(SLICE_BYTES + 2000))
+        stream = ReorderedStream(opener, SOURCE, runs, blocks, memory, pool)
         stream.open()
         opener.gone = True
         stream.read_into(memoryview(bytearray(2000)))
@@ -168,8 +168,8 @@ def test_the_projected_requests_of_an_order_are_the_real_ones() -> None:
     runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
     size = reorder_buffer_bytes()
     blocks = [(at, min(at + size, mine.nbytes)) for at in range(0, mine.nbytes, size)]
-    desk = memoryview(bytearray(SLICE_BYTES + size))
-    ReorderedStream(opener, SOURCE, runs, blocks, desk).read_into(
+    memory = memoryview(bytearray(SLICE_BYTES + size))
+    ReorderedStream(opener, SOURCE, runs, blocks, memory).read_into(
         memoryview(bytearray(mine.nbytes))
     )
     disorder = Disorder.of(runs, mine.nbytes)

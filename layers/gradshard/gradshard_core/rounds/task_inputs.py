@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
 from gradshard_core.aggregation.model_buffers import split_spans
@@ -51,9 +51,9 @@ class DecodedStream(DecodedSource):
     """A compressed update, decoded while it is read."""
 
     def __init__(
-        self, stream: InputStream, runs: EncodedRuns, start: int, end: int, desk: Desk
+        self, stream: InputStream, runs: EncodedRuns, start: int, end: int, buffers: DecodingBuffers
     ) -> None:
-        super().__init__(stream, runs, start, end, desk)
+        super().__init__(stream, runs, start, end, buffers)
         self._stream = stream
 
     def open(self) -> None:
@@ -70,7 +70,7 @@ class TaskInputs:
 
     Parameters
     ----------
-    wire
+    s3
         The bucket.
     plan, task
         The plan of the round, and the task in it.
@@ -91,10 +91,8 @@ class TaskInputs:
         The operation that combines the inputs.
     """
 
-    def __init__(
-        self, wire: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor
-    ) -> None:
-        self.wire, self.plan, self.task, self._pool = wire, plan, task, pool
+    def __init__(self, s3: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor) -> None:
+        self.s3, self.plan, self.task, self._pool = s3, plan, task, pool
         self.keys = RoundKeys(plan.round_id)
         self.numbers = plan.inputs(task)
         self.contributors: list[Contributor] = []
@@ -107,7 +105,7 @@ class TaskInputs:
         # touched take no memory.
         gathered = reorder_buffer_bytes() if self._is_disordered else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
-        self._decoding = Desk()
+        self._decoding = DecodingBuffers()
         self.spans: Sequence[Span] = plan.input_spans
         if plan.computation.measures:
             self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
@@ -138,7 +136,7 @@ class TaskInputs:
         The last one of a private sum is its noise.
         """
         inputs = len(self.numbers) + len(self._masks)
-        self.wire.receive_buffer_bytes = receive_buffer_bytes(inputs)
+        self.s3.receive_buffer_bytes = receive_buffer_bytes(inputs)
         streams: list[InputStream]
         if self.task.level == 0:
             streams = [self.update_stream(c, start) for c in self.contributors]
@@ -156,7 +154,7 @@ class TaskInputs:
         rounds = [self.keys, *map(RoundKeys, dp.cancels)]
         first = count_elements(self.spans, 0, start)
         own, *others = (
-            NoiseSource(read_noise_key(self.wire, keys), grid.terms, first) for keys in rounds
+            NoiseSource(read_noise_key(self.s3, keys), grid.terms, first) for keys in rounds
         )
         return [CancellingNoise(own, others)]
 
@@ -189,23 +187,23 @@ class TaskInputs:
         self, contributor: Contributor, runs: Runs, blocks: list[Range]
     ) -> ReorderedStream:
         return ReorderedStream(
-            self.wire, contributor.source, runs, blocks, self._desk(), self._pool
+            self.s3, contributor.source, runs, blocks, self._reordering_memory(), self._pool
         )
 
     def _masked_stream(self, source: ObjectVersion, offset: int, start: int) -> InputStream:
         """Return a stream of elements of the ring, of which the object has all from ``offset``."""
         before = offset + sums_bytes(self.spans, 0, start)
         length = sums_bytes(self.spans, start, self.task.end)
-        return RangeStream(self.wire, source, [(before, before + length)])
+        return RangeStream(self.s3, source, [(before, before + length)])
 
     def _partial_sum_stream(self, number: int) -> InputStream:
         task = self.task
         nbytes = self.plan.sums_bytes(task.start, task.end)
         key = self.keys.partial_sum(self.plan.attempt, task.level - 1, number)
         # Any version will do: a task writes the same bytes whenever it runs.
-        return RangeStream(self.wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
+        return RangeStream(self.s3, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
 
-    def _desk(self) -> memoryview:
+    def _reordering_memory(self) -> memoryview:
         """Return the buffer of a stream; a rule that takes less at a time needs one for each."""
         if not self._holds_all:
             return self._buffer

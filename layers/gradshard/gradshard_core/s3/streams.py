@@ -222,7 +222,7 @@ class ReorderedStream:
         The object, and the positions of the layout's bytes in it.
     blocks
         The ranges to read; a single one if the runs are in order.
-    desk
+    memory
         Buffer for a block and a slice.
     pool
         Requests the next block while other inputs are read.
@@ -234,12 +234,12 @@ class ReorderedStream:
         source: ObjectVersion,
         runs: Runs,
         blocks: Sequence[Range],
-        desk: memoryview,
+        memory: memoryview,
         pool: Executor | None = None,
     ) -> None:
         self._stream = RangeStream(opener, source, requests(groups(runs, blocks)))
         self._groups = groups(runs, blocks)
-        self._scratch, self._room = desk[:SLICE_BYTES], desk[SLICE_BYTES:]
+        self._scratch, self._room = memory[:SLICE_BYTES], memory[SLICE_BYTES:]
         self._gathered: memoryview | None = None
         self._left = 0
         self._pool = pool
