@@ -449,7 +449,7 @@ def trained_with_a_ticket(federation: Federation) -> None:
     held = TicketTraining(training.ticket("a"))
     invitation = until(lambda: held.state().invitation)
     round_ = held.round(invitation)
-    # A knock at the URL that the function has signed.
+    # A renewal request to the URL that the function has signed.
     held._first_accepted("PUT")
     held.participate(lambda model, _: (model, 1))
     assert round_.rejection() is None

@@ -187,7 +187,7 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/state.json": "how far it is",
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
     "${Bucket.Arn}/trainings/*/notices/*": "what holders of tickets read",
-    "${Bucket.Arn}/trainings/*/knocks/*": "what they write, to have it renewed",
+    "${Bucket.Arn}/trainings/*/renewals/*": "what they write, to have it renewed",
     "${Bucket.Arn}/trainings/*/members/*": "who has joined",
 }
 
@@ -442,7 +442,7 @@ TOLD = {
         KEYS.masks,
         KEYS.refusal,
     ],
-    "TrainingTopic": [TrainingKeys("t").state, TrainingKeys("t").knock("client-1")],
+    "TrainingTopic": [TrainingKeys("t").state, TrainingKeys("t").renewal("client-1")],
 }
 
 
