@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint lint-templates check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve docs-tables demo demo-masked deploy requirements clean
+.PHONY: help setup format lint lint-templates check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-localstack test-ceph fuzz bench bench-transfers docs docs-serve docs-tables demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -133,13 +133,13 @@ test-privacy: setup ## Run the tests that need dp-accounting, in an environment 
 		tests/examples/test_privacy.py
 
 # Not into .venv: it needs older releases than ours.
-.venv-second/installed: tests/second/requirements.txt
-	$(PYTHON) -m venv --clear .venv-second
-	.venv-second/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+.venv-localstack/installed: tests/localstack/requirements.txt
+	$(PYTHON) -m venv --clear .venv-localstack
+	.venv-localstack/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@
 
-test-second: setup .venv-second/installed ## Run rounds on a second engine, LocalStack, in an environment of its own
-	SECOND_ENGINE=.venv-second/bin/python $(BIN)/pytest --quiet tests/second
+test-localstack: setup .venv-localstack/installed ## Run rounds on LocalStack, a second engine, in an environment of its own
+	LOCALSTACK_PYTHON=.venv-localstack/bin/python $(BIN)/pytest --quiet tests/localstack
 
 # Debian's packages: radosgw ceph-mon ceph-osd.
 test-ceph: setup ## Check signatures and tickets against Ceph's S3 gateway, if it is installed
@@ -197,9 +197,9 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 		--output-file layers/gradshard/requirements.txt
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group keeper \
 		--output-file layers/keeper/requirements.txt
-	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
+	$(UV_COMPILE) --upgrade --output-file tests/localstack/requirements.txt tests/localstack/requirements.in
 	$(UV_COMPILE) --upgrade --output-file benchmarks/requirements.txt benchmarks/requirements.in
 
 clean: ## Remove everything that these targets made
-	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-exports .venv-flower .venv-privacy .venv-second .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
+	rm -rf .venv .venv-client .venv-torch .venv-browser .venv-exports .venv-flower .venv-privacy .venv-localstack .venv-fuzz .fuzz .aws-sam .mypy_cache .pytest_cache .ruff_cache .hypothesis dist site
 	find . -name __pycache__ -prune -exec rm -rf {} +
