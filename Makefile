@@ -129,7 +129,7 @@ test-exports: setup ## Export a training's metrics with the real MLflow and Tens
 test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
 	$(PYTHON) -m venv .venv-privacy
 	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy,masked]' $(TEST_PACKAGES)
-	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py \
+	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_privacy_accounting.py \
 		tests/examples/test_privacy.py
 
 # Not into .venv: it needs older releases than ours.

@@ -234,13 +234,13 @@ def _delta_of(ledger: "PrivacyLedger") -> float | None:
 
 def _privacy(ledger: "PrivacyLedger", spent: float) -> dict[str, float | None]:
     """Return what the rounds up to a version have revealed; None without a bound or a library."""
-    from gradshard.client import accounting
+    from gradshard.client import privacy_accounting
 
     delta = _delta_of(ledger)
     is_bounded = math.isfinite(spent)
     epsilon = None
-    if delta is not None and is_bounded and accounting.is_installed():
-        epsilon = accounting.epsilon_of(spent, delta)
+    if delta is not None and is_bounded and privacy_accounting.is_installed():
+        epsilon = privacy_accounting.epsilon_of(spent, delta)
     return {"spent": spent if is_bounded else None, "epsilon": epsilon, "delta": delta}
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from gradshard.client.accounting import budget_of, epsilon_of
 from gradshard.client.downloads import fetch_tensors
+from gradshard.client.privacy_accounting import budget_of, epsilon_of
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.upload_source import model_content_of
@@ -188,7 +188,7 @@ class Model:
     def privacy(self) -> PrivacyLedger:
         """Return the model's privacy ledger: its rounds, what each has revealed, and the budget.
 
-        ``gradshard.client.accounting.epsilon_of(ledger.spent, delta)`` is ε so far.
+        ``gradshard.client.privacy_accounting.epsilon_of(ledger.spent, delta)`` is ε so far.
         """
         return read_ledger(self._stack.store, self.name)
 

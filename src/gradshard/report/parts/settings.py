@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradshard.client.accounting import privacy_in_words
+from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard.report.facts import Facts
 from gradshard.report.markup import named, tag
 from gradshard.report.parts.part import Part, format_moment
