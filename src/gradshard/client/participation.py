@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
-from gradshard.client.follow_up import FollowUp, OnRejection, RejectedUpdate
 from gradshard.client.mask import Mask
+from gradshard.client.rejection_watch import OnRejection, RejectedUpdate, RejectionWatch
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
@@ -88,7 +88,7 @@ def participate(
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
     on_rejection
-        Called with each :class:`~gradshard.client.follow_up.RejectedUpdate`, when the client reads
+        Called with each :class:`~gradshard.client.rejection_watch.RejectedUpdate`, when the client reads
         why one of its updates did not count. It is logged in any case.
     codec
         Compress the updates; to a seed the number of the round is added.
@@ -112,7 +112,7 @@ def participate(
     done: dict[bool, list[int]] = {False: [], True: []}
     pause = _persistently(access.poll_seconds, patience)
     _join(access, patience)
-    follow_up = FollowUp(access, on_rejection)
+    follow_up = RejectionWatch(access, on_rejection)
     worker = _persistently(
         lambda: _Worker(access, follow_up, train, evaluate, codec, mask), patience
     )
@@ -142,7 +142,7 @@ class _Worker:
     def __init__(
         self,
         access: TrainingAccess,
-        follow_up: FollowUp,
+        follow_up: RejectionWatch,
         train: Train,
         evaluate: Evaluate | None,
         codec: str | Compression | None,

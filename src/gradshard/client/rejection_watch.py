@@ -58,7 +58,7 @@ class _Sent:
         return time.monotonic() - self.at < SETTLE_SECONDS
 
 
-class FollowUp:
+class RejectionWatch:
     """Follows the updates that a client has sent, until it is known whether they count.
 
     Those of a buffered training may be rejected at any time, and their state names the ones that
