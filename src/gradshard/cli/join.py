@@ -51,7 +51,7 @@ def join(
     prints the reason, and the next invitation.json has it. The command ends when the training has
     ended. You can stop the command and start it again.
     """
-    from gradshard.client.program import Program
+    from gradshard.client.external_program import Program
 
     def tell(invitation: "Invitation") -> None:
         kind = "evaluates" if invitation.is_evaluation else "trains"
