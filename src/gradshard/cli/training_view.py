@@ -16,7 +16,7 @@ from gradshard_core.records.inbox import Arrival
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
 
 if TYPE_CHECKING:
-    from gradshard.client.round_progress import RoundProgress
+    from gradshard.client.training_progress import RoundProgress
 
 STYLES: Final = {RUNNING: "yellow", PAUSED: "red", ENDED: "green"}
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard.client import operations
-from gradshard.client.round_progress import ProgressReader
 from gradshard.client.stack import Stack
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
+from gradshard.client.training_progress import ProgressReader
 from gradshard.client.training_ticket import TrainingTicket, issue_training_ticket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
