@@ -15,8 +15,8 @@ from gradshard.cli.options import (
     verbose_option,
     where_options,
 )
+from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import cell, dollars, print_json
-from gradshard.cli.round_options import round_options
 from gradshard.cli.values import SizeType, WholeNumberType
 from gradshard.client.keeper_cost import KeeperCost
 from gradshard.utils.text import format_size, pluralize

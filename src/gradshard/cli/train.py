@@ -22,8 +22,8 @@ from gradshard.cli.options import (
     quiet_option,
     with_options,
 )
+from gradshard.cli.options_from_spec import declared_option, round_options
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
-from gradshard.cli.round_options import declared_option, round_options
 from gradshard.cli.ticket import write_ticket
 from gradshard.cli.training_view import (
     ROWS,

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from botocore.session import Session
 
 from gradshard.aws.boto_client import connect, make_session
-from gradshard.deployment.gate import read_credentials
+from gradshard.deployment.engine_gate import read_credentials
 from gradshard_core.errors import EngineError
 from gradshard_core.s3.sigv4 import Credentials
 
