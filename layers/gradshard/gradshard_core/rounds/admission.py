@@ -24,9 +24,9 @@ from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address
+from gradshard_core.rounds.header_survey import Facts, Surveyed
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
-from gradshard_core.rounds.survey import Facts, Surveyed
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import check_usable
