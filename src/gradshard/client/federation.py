@@ -272,8 +272,8 @@ class Federation:
         training
             The training's id; None for the only one that has not ended.
         on_rejection
-            Called with each :class:`~gradshard.client.rejection_watch.RejectedUpdate`, when the client
-            reads why one of its updates did not count. It is logged in any case.
+            Called with each :class:`~gradshard.client.rejection_watch.RejectedUpdate`, when the
+            client reads why one of its updates did not count. It is logged in any case.
         codec
             Compress the updates, as in :meth:`gradshard.client.round.Round.submit`; metrics of
             evaluations are sent as they are. To a seed the number of the round is added.

@@ -44,7 +44,7 @@ OnRejection = Callable[[RejectedUpdate], None]
 
 @dataclass
 class _Sent:
-    """An update whose fate is not known yet."""
+    """An update of which the client does not know yet whether it counts."""
 
     round: ClientRound
     invitation: Invitation
