@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     "ticket",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Use this ticket of the training instead of AWS credentials; newer URLs are kept in it.",
+    help="Use this ticket of the training instead of AWS credentials. The command stores newer "
+    "URLs in the file.",
 )
 @quiet_option
 @connected

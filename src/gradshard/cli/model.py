@@ -55,7 +55,7 @@ def model(context: click.Context) -> None:
     metavar="PATTERN",
     multiple=True,
     help="Average the tensors whose names match this pattern, for example bn.running_*, instead of "
-    "stepping them with the server optimizer. Repeat the option for each pattern.",
+    "changing them with the server optimizer. Repeat the option for each pattern.",
     default_text="those of the version before, and the names of BatchNorm's buffers",
 )
 @name_option
@@ -79,8 +79,9 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
     """Show the versions of the model.
 
     The last version is the current one. If rounds were private, or the model has a privacy budget,
-    "ε so far" is what the rounds up to a version have revealed about a client. It needs the extra
-    gradshard[privacy]; without it, the sum of 1/z² is shown.
+    "ε so far" is what the rounds up to a version have revealed about a client. Computing it needs
+    the extra gradshard[privacy]. Without it, the command shows the sum of 1/z² over the rounds,
+    where z is the noise multiplier of a round.
     """
     handle = federation.model(name)
     versions, ledger = handle.history(), handle.privacy()

@@ -91,7 +91,8 @@ ROWS: Final = 5
 @option(
     "--ring",
     type=click.Choice(["32", "64"]),
-    help="Plan for masked updates in a ring of so many bits; SIZE is that of F32.",
+    help="Plan for masked updates whose elements have this number of bits. --size is the size of "
+    "the update in F32, before it is masked.",
     default_text="updates are not masked",
 )
 @click.option(

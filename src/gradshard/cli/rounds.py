@@ -128,7 +128,7 @@ def open_(
     "--parallel",
     is_flag=True,
     help="Send a large update over four connections at once, in about eleven requests instead of "
-    "one. This helps if the line is faster than a single connection.",
+    "one. This helps if your network is faster than one connection.",
 )
 @ticket_option
 @json_option

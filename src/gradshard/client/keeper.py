@@ -91,7 +91,7 @@ class Keeper:
         self.store.put_json(client_key(client), enrolled)
 
     def expel(self, client: str) -> None:
-        """Take back the enrolment of a client."""
+        """Remove the enrolment of a client."""
         self.store.delete(client_key(client))
 
     def clients(self) -> Iterator[dict[str, Any]]:
