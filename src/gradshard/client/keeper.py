@@ -79,7 +79,7 @@ class Keeper:
         Raises
         ------
         KeeperError
-            The key is none.
+            The key is not valid.
         """
         if not re.fullmatch(r"[0-9a-f]{64}", key):
             raise KeeperError(f"{key!r} is no public key, which has 64 hexadecimal digits")

@@ -221,7 +221,7 @@ class Model:
                 raise PrivacyBudgetError(
                     f"round {noiseless[0]!r} of model {self.name!r} has no noise, so no budget "
                     "bounds what the model reveals. If nothing of the round has been planned yet, "
-                    "abort it, and set the budget then. Otherwise train another model, from data "
+                    "cancel it, and set the budget then. Otherwise train another model, from data "
                     "of other clients"
                 )
             if ledger.spent > budget.allowance:

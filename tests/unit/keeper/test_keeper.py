@@ -84,9 +84,12 @@ def test_a_round_is_never_answered_for_others(asked: MaskedRound, when: str) -> 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"contributors": lambda found: found[:1]}, "1 masks were to be summed, and the fewest"),
+        (
+            {"contributors": lambda found: found[:1]},
+            "1 masks are to be summed, fewer than the least",
+        ),
         ({"contributors": lambda found: [*found, found[0]]}, "a client contributes twice"),
-        ({"contributors": []}, "0 masks were to be summed"),
+        ({"contributors": []}, "0 masks are to be summed"),
         ({"clients": ["a", "b", "c"]}, "client 'd' is not on the roster"),
         ({"encoding": '{"ring_bits": 32}'}, "not those of this protocol"),
         ({"encoding": "no JSON"}, "not those of this protocol"),

@@ -394,8 +394,8 @@ class RoundSpec:
             return None
         return (
             f"{who}, so one client could decide on the layout: open the round with it (layout, or "
-            "--layout FILE, any .safetensors file with the model's tensors), or apply the round to "
-            "a model, which has one"
+            "--layout FILE, any .safetensors file with the model's tensors), or give a "
+            "server_optimizer, whose model has one"
         )
 
     def levels(self, contributors: int) -> tuple[str, Levels]:
