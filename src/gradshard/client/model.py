@@ -183,7 +183,7 @@ class Model:
         newest, restored = self.current(), self.version(number)
         if number == newest.number:
             raise ModelStateError(f"version {number} of model {self.name!r} is the current one")
-        return self._append(restored.again(newest.number + 1))
+        return self._append(restored.copied_as(newest.number + 1))
 
     def privacy(self) -> PrivacyLedger:
         """Return the model's privacy ledger: its rounds, what each has revealed, and the budget.

@@ -13,7 +13,7 @@ from gradshard_core.keeper.request import Refusal
 from tests import masked
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.in_memory import Machine
-from tests.unit.keeping import Fate, Keeper, KilledError, MaskedRound, Mortal
+from tests.unit.keeper_in_memory import Fate, Keeper, KilledError, MaskedRound, Mortal
 from tests.unit.observability.test_emf import Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")

@@ -36,9 +36,9 @@ from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.stragglers.assignments import Assignment
 from tests import reference
-from tests.unit.counting import KINDS, Counting, Requests, of_functions
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine, Told
+from tests.unit.request_counts import KINDS, Counting, Requests, of_functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 

@@ -101,7 +101,7 @@ def finalize_round(
         bad = {rejection.client for rejection in rejected}
         sources = {c.client: c.source.key for c in plan.contributors if c.client in bad}
         arrivals.reject_all(
-            store, rejected, lambda client: arrivals.told_under(keys, sources[client])
+            store, rejected, lambda client: arrivals.rejection_keys(keys, sources[client])
         )
         written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
@@ -190,7 +190,7 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
         arrivals.reject_all(
             store,
             left_out(plan, decision),
-            lambda client: arrivals.told_under(keys, sources[client]),
+            lambda client: arrivals.rejection_keys(keys, sources[client]),
         )
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)

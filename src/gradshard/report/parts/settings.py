@@ -13,11 +13,11 @@ from gradshard.utils.text import format_duration, format_size, pluralize
 def settings_part(facts: Facts) -> Part:
     """Return the part about the settings of a round."""
     return Part(
-        "settings", "Settings", _gist(facts), facts_table("Settings and times", _rows(facts))
+        "settings", "Settings", _summary(facts), facts_table("Settings and times", _rows(facts))
     )
 
 
-def _gist(facts: Facts) -> str:
+def _summary(facts: Facts) -> str:
     words = [facts["rule"], f"topology {facts['topology']}"]
     if facts["shards"] is not None:
         words.append(f"M = {facts['shards']:,}")
