@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint lint-templates check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve docs-tables demo demo-masked deploy requirements clean
+.PHONY: help setup format lint lint-templates check check-style check-units coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -178,9 +178,6 @@ docs: setup ## Build the documentation site into site/
 
 docs-serve: docs ## Show the site at http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
-
-docs-tables: setup ## Write the tables of options into docs/formats.md
-	$(BIN)/python -m docs.tables
 
 demo: setup ## Train a model with the local engine, then average updates of the size of ResNet-18
 	$(BIN)/python examples/digits/demo.py
