@@ -22,7 +22,7 @@ from tests import masked, reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import OPENED, Machine
-from tests.unit.keeping import Fate, Keeper, KilledError, MaskedRound, Mortal
+from tests.unit.keeper_in_memory import Fate, Keeper, KilledError, MaskedRound, Mortal
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
