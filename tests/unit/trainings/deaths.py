@@ -73,7 +73,11 @@ def stop_clocks(machine: Machine, patch: pytest.MonkeyPatch) -> None:
 
 
 def contents(store: DyingStore) -> Mapping[str, Any]:
-    """Copy all that a request sees. Earlier versions are read by ETag only, so more do not matter."""
+    """Copy all that a request can see.
+
+    Not the earlier versions: they are read by ETags that an object names, so more are no other
+    bucket.
+    """
     fields = ("objects", "etags", "modified", "checksums", "parts", "aborted")
     uploads = {name: (key, {**parts}) for name, (key, parts) in store.uploads.items()}
     return {"uploads": uploads, **{name: copy(getattr(store, name)) for name in fields}}
