@@ -1,4 +1,4 @@
-"""LocalStack with the application, in place of the local engine: `make test-localstack`.
+"""LocalStack with the application, in place of the local engine: `make test-second`.
 
 Modules here that have the name of one elsewhere run its tests.
 """
@@ -64,7 +64,7 @@ class LocalStack:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """LocalStack with the application; boto3 talks to it."""
     if PYTHON not in os.environ:
-        pytest.skip("`make test-localstack` has LocalStack")
+        pytest.skip("`make test-second` has LocalStack")
     folder, faults = tmp_path_factory.mktemp("localstack"), tmp_path_factory.mktemp("faults")
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from gradshard_core.errors import SpecError
@@ -42,10 +43,15 @@ def context_of(request: Request, client: str) -> SealContext:
     return SealContext(
         request.round_id,
         client,
-        roster_digest(request.clients),
+        _digest_of_roster(request.clients),
         request.min_clients,
         request.encoding,
     )
+
+
+@lru_cache(maxsize=4)  # each seed was sealed with it
+def _digest_of_roster(clients: tuple[str, ...]) -> str:
+    return roster_digest(clients)
 
 
 def check_request(
