@@ -17,7 +17,8 @@ from gradshard.cli.options import (
     quiet_option,
     ticket_option,
 )
-from gradshard.cli.output import cell, confirm, confirm_file, print_json, progress_bar
+from gradshard.cli.output import cell, confirm, confirm_file, print_json
+from gradshard.cli.progress import progress_bar
 from gradshard.cli.ticket import load
 from gradshard.cli.values import WholeNumberType
 from gradshard.utils.text import escape_terminal, format_size, pluralize

@@ -17,7 +17,7 @@ from gradshard.client.ticket_file import TicketFile
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.signed_urls import UrlTable, find_url, numbers_of, urls_of
+from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.records.ticket_urls import VERSION
 
