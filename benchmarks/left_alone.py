@@ -140,7 +140,7 @@ def start(federation: Federation, seconds: float) -> dict[str, Training]:
             repeats=20,
             repeat_after=1,
             timeout=300,
-            poll_seconds=2,
+            poll_interval=2,
             **options,
         )
     return found

@@ -405,7 +405,7 @@ def trained(federation: Federation, deployed: Deployed) -> None:
     """Two trainings of a model, one after the other; the second one pauses with an error."""
     federation.model("iam-trained").put(update(0))
     optimizer = {"optimizer": "fedavg", "model": "iam-trained", "buffers": ["w"]}
-    options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
+    options: Any = {"server_optimizer": optimizer, "poll_interval": 0.2, "timeout": 60}
     training = federation.train("iam-training", rounds=1, evaluate_every=1, sample=1, **options)
     started = {"spec": training.spec().to_json(), "started": training.state().started_at}
     again = deployed.call("start_training", {"training": training.id, **started})
@@ -442,7 +442,7 @@ def trained_with_a_ticket(federation: Federation) -> None:
     federation.model("iam-ticket").put(update(0))
     optimizer = {"optimizer": "fedavg", "model": "iam-ticket"}
     base = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
-    options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
+    options: Any = {"server_optimizer": optimizer, "poll_interval": 0.2, "timeout": 60}
     # The second round's assignment is among those that the first one has computed.
     options |= {"assignments": base}
     training = federation.train("iam-ticket", rounds=2, clients=["a"], **options)

@@ -34,7 +34,7 @@ def start(federation: Federation, name: str, rounds: int) -> Training:
         clients=CLIENTS,
         server_optimizer={"optimizer": "fedavg", "model": name},
         evaluate_every=rounds,
-        poll_seconds=0.2,
+        poll_interval=0.2,
         timeout=120,
     )
 
@@ -89,7 +89,7 @@ def test_holders_of_tickets_take_part_in_a_buffered_training(
         rounds=3,
         clients=CLIENTS,
         server_optimizer={"optimizer": "fedavg", "model": "buffered-tickets"},
-        poll_seconds=0.2,
+        poll_interval=0.2,
         timeout=120,
     )
     for client in CLIENTS:
@@ -214,7 +214,7 @@ def test_the_command_joins_with_a_ticket(
         clients=["ann"],
         server_optimizer={"optimizer": "fedavg", "model": "by-command"},
         evaluate_every=1,
-        poll_seconds=0.2,
+        poll_interval=0.2,
     )
     monkeypatch.chdir(tmp_path)
     training.ticket("ann").save("ann.ticket")

@@ -110,7 +110,7 @@ def participate(
         S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
     """
     done: dict[bool, list[int]] = {False: [], True: []}
-    pause = _persistently(access.poll_seconds, patience)
+    pause = _persistently(access.poll_interval, patience)
     _join(access, patience)
     rejection_watch = RejectionWatch(access, on_rejection)
     worker = _persistently(

@@ -116,9 +116,9 @@ class TicketTraining:
         """The client that the ticket is for."""
         return self.ticket.client
 
-    def poll_seconds(self) -> float:
+    def poll_interval(self) -> float:
         """Return the seconds between two looks at the state."""
-        return self._read().poll_seconds
+        return self._read().poll_interval
 
     def updates(self) -> str:
         """Return what updates hold: ``models`` or ``deltas``."""

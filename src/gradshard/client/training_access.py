@@ -66,7 +66,7 @@ class TrainingAccess(Protocol):
     def client(self) -> str:
         """The client."""
 
-    def poll_seconds(self) -> float:
+    def poll_interval(self) -> float:
         """Return the seconds between two looks at the state."""
 
     def updates(self) -> str:
@@ -122,9 +122,9 @@ class Member:
     def _spec(self) -> TrainingSpec:
         return self._training.spec()
 
-    def poll_seconds(self) -> float:
+    def poll_interval(self) -> float:
         """Return the seconds between two looks at the state."""
-        return self._spec.poll_seconds
+        return self._spec.poll_interval
 
     def updates(self) -> str:
         """Return what updates hold."""

@@ -22,7 +22,7 @@ def test_a_hundred_rounds_of_ten_clients_cost_what_the_documentation_says(nbytes
     terms = spec.round_spec(spec.clients, 10, None)
     rounds = 100 * training_cost.projected(terms, nbytes, AGGREGATOR)
     # Each client looks every 5 s while a round takes a minute, and fetches the model.
-    clients = 100 * 10 * (60 / spec.poll_seconds + 1) * aws_prices.DOLLARS_PER_GET
+    clients = 100 * 10 * (60 / spec.poll_interval + 1) * aws_prices.DOLLARS_PER_GET
     assert 0.05 < rounds < 0.055
     assert 0.0045 < clients < 0.0055
     assert rounds + clients <= 0.15

@@ -163,7 +163,7 @@ EXAMPLES: dict[str, Any] = {
     "budget": {"dollars": 2, "seconds": 60},
     "repeats": 0,
     "repeat_after": 60,
-    "poll_seconds": 0.5,
+    "poll_interval": 0.5,
 }
 
 

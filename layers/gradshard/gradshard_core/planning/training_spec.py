@@ -246,7 +246,7 @@ class TrainingSpec:
         "Wait this long before a failed round is repeated.",
         value=10,
     )
-    poll_seconds: float = option(
+    poll_interval: float = option(
         Duration(3600, "1h"),
         "Time after which a client looks for an invitation again.",
         value=5,

@@ -176,7 +176,7 @@ def _wait_for_members(
             f"{spec.needed()}; it was waited for {timeout} s. Resume the training when enough have "
             "joined",
         )
-    until = now + timedelta(seconds=max(spec.poll_seconds, timeout / LOOKS_FOR_MEMBERS))
+    until = now + timedelta(seconds=max(spec.poll_interval, timeout / LOOKS_FOR_MEMBERS))
     return replace(state, lacks_members_since=since, waits_until=until.isoformat())
 
 

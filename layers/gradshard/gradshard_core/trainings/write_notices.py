@@ -122,7 +122,7 @@ class _Writer:
         optimizer = self._spec.server_optimizer
         return Notice(
             client,
-            self._spec.poll_seconds,
+            self._spec.poll_interval,
             optimizer.updates,
             self._seen_by(client, state),
             self._ticket(client, state, now),
