@@ -32,6 +32,7 @@ from gradshard_core.planning.outputs import (
     next_model_keys,
 )
 from gradshard_core.planning.plan_parts import (
+    NOBODY,
     Computation,
     Contributor,
     Level,
@@ -94,10 +95,17 @@ class Plan:
         return self.participants.contributors
 
     @property
+    def senders(self) -> Sequence[Contributor]:
+        """The contributors that are clients: none if a round goes on without (:data:`NOBODY`)."""
+        contributors = self.contributors
+        is_nobody = len(contributors) == 1 and contributors[0].client == NOBODY
+        return () if is_nobody else contributors
+
+    @property
     def good(self) -> Sequence[Contributor]:
         """The contributors, and behind them those whom a rule has left out."""
         left_out = self.participants.left_out
-        return [*self.contributors, *left_out] if left_out else self.contributors
+        return [*self.contributors, *left_out] if left_out else self.senders
 
     def contributor(self, client: str) -> Contributor | None:
         """Return the contributor with an id; None if the client is none."""
@@ -194,6 +202,7 @@ class Plan:
         one. Their sum is no average, and a variance could become negative.
         """
         is_plain = self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED)
+        is_plain = is_plain or self.computation.dp is not None  # which takes no buffers
         # A layer without its quorum has weights of zero: its buffers stay as they are, too.
         if is_plain or (layer is not None and not any(zone.weights)):
             yield zone

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
@@ -65,6 +65,11 @@ class Contributor:
     def codec(self) -> str | None:
         """The codec of its update; None if that is not compressed."""
         return self.runs.codec if isinstance(self.runs, EncodedRuns) else None
+
+
+NOBODY: Final = "(nobody)"
+"""The contributor of a round of drawn clients to which nobody has sent a good update: the version
+of the model that the round begins from, with a weight of zero. No client may have such an id."""
 
 
 @dataclass(frozen=True)

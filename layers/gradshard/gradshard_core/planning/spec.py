@@ -336,6 +336,11 @@ class RoundSpec:
         return self.dp if self.masked is None else None
 
     @property
+    def is_drawn(self) -> bool:
+        """Whether clients were drawn in secret, so that nothing may depend on who answers."""
+        return self.dp is not None and self.dp.draw is not None
+
+    @property
     def averages_all(self) -> bool:
         """Whether integers and buffers are averaged (:func:`check_averaged`)."""
         return self.dp is None and (self.robust_rule is None or self.robust_rule.name != SIGN)

@@ -135,9 +135,11 @@ def _check_rule(spec: RoundSpec) -> None:
 def _check_apply(spec: RoundSpec) -> None:
     """Check the fields that the server optimizer depends on."""
     if spec.server_optimizer is None:
-        if spec.dp is not None and spec.dp.tree is not None:
+        if spec.dp is not None and spec.dp.asked_for is not None:
+            what = "draw" if spec.is_drawn else "tree"
             raise SpecError(
-                "dp: tree is for rounds of a training, which make versions of a model: leave it out"
+                f"dp: {what} is for rounds of a training, which make versions of a model: leave it "
+                "out"
             )
         return
     if spec.layout is not None:
@@ -159,7 +161,7 @@ def _check_apply(spec: RoundSpec) -> None:
 
 def _least(rule: Any, dp: Any) -> int:
     least = rule.least_clients if isinstance(rule, RobustRule) else 1
-    return max(least, 1 if dp is None else LEAST_CLIENTS)
+    return max(least, 1 if dp is None or dp.draw is not None else LEAST_CLIENTS)
 
 
 def _check_inbox(spec: RoundSpec) -> None:
@@ -231,7 +233,7 @@ def _check_privacy(spec: RoundSpec) -> None:
     """Check what differential privacy goes with."""
     if spec.dp is None:
         return
-    if spec.expected < LEAST_CLIENTS:
+    if spec.expected < LEAST_CLIENTS and not spec.is_drawn:
         raise SpecError(
             f"dp hides a client among at least {LEAST_CLIENTS}, and {spec.expected} is expected"
         )

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
+from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample, parse_secret_sample
 from gradshard_core.aggregation.server_optimizers import LINEAR, ServerOptimizer
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
@@ -94,8 +95,11 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
-    if isinstance(given.get("dp"), Mapping) and "tree" in given["dp"]:
-        raise SpecError("round: dp has 'tree', which the training states: give noise_tree instead")
+    for name, instead in (("tree", "noise_tree"), ("draw", "secret_sample")):
+        if isinstance(given.get("dp"), Mapping) and name in given["dp"]:
+            raise SpecError(
+                f"round: dp has {name!r}, which the training states: give {instead} instead"
+            )
     if "masked" in given:
         check_unused(given)  # before other checks ask for more clients, say
     terms_of_fewest(given)
@@ -252,6 +256,20 @@ class TrainingSpec:
         value=None,
         default="noise stays in the model",
     )
+    secret_sample: SecretSample | None = option(
+        Parsed(
+            parse_secret_sample,
+            "object with `probability` and `divisor`",
+            metavar="JSON",
+            is_json=True,
+            encoder=SecretSample._asdict,
+        ),
+        "Draw each client of a private round with this probability, in secret, and divide the sum "
+        'by divisor, for example {"probability": 0.05, "divisor": 50}. A round lasts for its '
+        "timeout and has no quorum. Needs dp.",
+        value=None,
+        default="all, or sample",
+    )
     settings: Mapping[str, Schedule] | None = option(
         Parsed(
             parse_schedules,
@@ -329,6 +347,8 @@ class TrainingSpec:
         """Return the fewest members with which a round can be opened."""
         if self.is_buffered:
             return int(self.round.get("min_clients", 1))
+        if self.secret_sample is not None:
+            return self.secret_sample.fewest
         return max(self.terms.expected, int(self.sample or 1))
 
     def round_spec(
@@ -337,7 +357,7 @@ class TrainingSpec:
         awaited: int,
         after: str | None,
         clip: float | None = None,
-        tree: Place | None = None,
+        stated: Place | SecretDraw | None = None,
     ) -> RoundSpec:
         """Return the spec of a round for these clients.
 
@@ -351,10 +371,12 @@ class TrainingSpec:
             The round before, whose assignments the clients follow; None for the first one.
         clip
             The clip of a private round, if it has adapted.
-        tree
-            Its place in a tree of noise, if the training has one.
+        stated
+            Its place in a tree of noise, or the secret draw of its clients, if the training has
+            one.
         """
-        fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
+        quorum = 1 if isinstance(stated, SecretDraw) else self._quorum(awaited)
+        fields: dict[str, Any] = {"min_clients": quorum, **self.round}
         fields["clients"] = list(clients)
         if awaited < len(clients):
             fields["enough_clients"] = awaited
@@ -362,8 +384,9 @@ class TrainingSpec:
             fields["assignments"] = {**fields["assignments"], "after": after}
         if fields.get("dp") is not None and clip is not None:
             fields["dp"] = {**fields["dp"], "clip": clip}
-        if tree is not None:
-            fields["dp"] = {**fields["dp"], "tree": tree.to_json()}
+        if stated is not None:
+            name = "tree" if isinstance(stated, Place) else "draw"
+            fields["dp"] = {**fields["dp"], name: stated.to_json()}
         return parse_new_spec(fields)
 
     def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:
@@ -384,6 +407,11 @@ class TrainingSpec:
             training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, again
         )
         return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
+
+    @property
+    def most_drawn(self) -> int:
+        """The most members of which clients are drawn in secret: any number may be."""
+        return min(MAX_NAMED, self.terms.capacity)
 
     def _quorum(self, awaited: int) -> int:
         """Return the default of ``min_clients``: what the rule needs, and over half."""
@@ -447,7 +475,8 @@ def _check(spec: TrainingSpec) -> None:
     if spec.clients is not None and spec.needed() > len(spec.clients):
         raise SpecError(
             f"{spec.needed()} clients are needed for a round, and clients has "
-            f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs"
+            f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs; "
+            "with secret_sample, raise probability"
         )
     if spec.over_selection and spec.sample is None:
         raise SpecError("over_selection is for sampling: give sample, too")
@@ -457,6 +486,8 @@ def _check(spec: TrainingSpec) -> None:
         parse_new_spec({**spec.round, "clients": int(spec.sample)})
     if spec.noise_tree is not None:
         _check_noise_tree(spec, spec.noise_tree)
+    if spec.secret_sample is not None:
+        _check_secret_sample(spec, spec.secret_sample)
     if spec.is_buffered:
         _check_buffered(spec)
         return
@@ -522,6 +553,53 @@ def _check_noise_tree(spec: TrainingSpec, leaves: int) -> None:
         raise SpecError(
             f"noise_tree: {leaves} rounds of a tree invite {leaves * invited} different clients, "
             f"{invited} each, and {who} at most: {advice if fitting > 1 else 'lower sample'}"
+        )
+
+
+NOT_SECRET: Final[Mapping[str, str]] = {
+    "noise_tree": "a tree of noise does without secret draws",
+    "sample": "probability decides how many clients are drawn",
+    "over_selection": "a round waits for nobody: it lasts for its timeout",
+    "seed": "whoever knows a seed can compute the draws",
+    "evaluate_every": "an evaluation without a quorum fails, and would pause the training",
+    "stop": "metrics have no noise, and the number of rounds would tell some of them",
+    "budget": "what a round costs tells how many clients were drawn",
+}
+"""Options that do not go with ``secret_sample``, with the reasons."""
+
+
+def _check_secret_sample(spec: TrainingSpec, sample: SecretSample) -> None:
+    """Check what secret draws go with, and that a list has clients enough for them."""
+    if spec.is_buffered:
+        raise SpecError(
+            "secret_sample: a buffered training invites nobody, so nobody can be drawn: leave out "
+            f"mode {BUFFERED!r} or secret_sample"
+        )
+    if spec.terms.dp is None:
+        raise SpecError("secret_sample is for private rounds: give dp, too, among round's options")
+    if spec.terms.masked is not None:
+        raise SpecError(
+            "secret_sample: a masked round has its clients agree to the list of all: leave out "
+            "masked or secret_sample"
+        )
+    if spec.terms.dp.adaptation is not None:
+        raise SpecError(
+            "secret_sample: a clip that adapts goes by the number of clients that came, which "
+            "tells who was drawn: leave out quantile"
+        )
+    for name, reason in NOT_SECRET.items():
+        if getattr(spec, name) != DEFAULTS[name]:
+            raise SpecError(f"secret_sample: leave out {name}: {reason}")
+    if "min_clients" in spec.round:
+        raise SpecError(
+            "secret_sample: leave out min_clients: a round with a quorum would tell who was drawn"
+        )
+    there = len(spec.clients or ())
+    if max(sample.fewest, there) > spec.most_drawn:
+        raise SpecError(
+            f"secret_sample: with probability {sample.probability:g}, clients are drawn from at "
+            f"least {sample.fewest}; clients has {there}, and a round takes {spec.most_drawn} at "
+            "most: give a larger probability, another topology or fewer clients"
         )
 
 

@@ -33,12 +33,12 @@ class Decided(NamedTuple):
     left_out
         Those without.
     measured
-        The attempt that measured.
+        The attempt that measured; None if there was nothing to measure.
     """
 
     kept: tuple[Contributor, ...]
     left_out: tuple[Contributor, ...]
-    measured: int
+    measured: int | None
 
 
 class Measured:

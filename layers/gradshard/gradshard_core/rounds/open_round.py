@@ -77,25 +77,28 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
-def _check_tree(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
-    """Check that a training asks for a round in a tree of noise, exactly as it is opened.
+def _check_asked(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
+    """Check that a training asks for a round in a tree, or of drawn clients, exactly as it is.
 
     The ledger charges a client once for a tree, so it must not be invited to two of its rounds. And
-    a version by others may have another layout, for which the same key makes other noise.
+    a version by others may have another layout, for which the same key makes other noise. Clients
+    that somebody chose were not drawn.
     """
-    if spec.dp is None or spec.dp.tree is None:
+    stated = None if spec.dp is None else spec.dp.asked_for
+    if stated is None:
         return
-    training = TrainingKeys(spec.dp.tree.training)
+    training = TrainingKeys(stated.training)
     asked, state = read_training_spec(store, training), read_state(store, training)
     if asked is not None and state is not None and state.invitation is not None:
         invitation = state.invitation
         is_asked_for = (invitation.round_id, invitation.version) == (keys.round_id, version)
         if is_asked_for and synchronous_round(training, asked, state) == spec:
             return
+    what, option = ("draw", "secret_sample") if spec.is_drawn else ("tree", "noise_tree")
     raise SpecError(
         f"dp: training {training.name!r} does not ask for round {keys.round_id!r} of version "
-        f"{version} with these options: leave out tree; noise cancels between rounds of a training "
-        "with noise_tree"
+        f"{version} with these options: leave out {what}, which is for rounds of a training with "
+        f"{option}"
     )
 
 
@@ -122,7 +125,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
     check_source(store, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
-        _check_tree(store, keys, spec, newest.number)
+        _check_asked(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
             buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers

@@ -33,6 +33,7 @@ from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
+    NOBODY,
     Computation,
     Contributor,
     Participants,
@@ -118,6 +119,8 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
+    if spec.is_drawn and not contributors:
+        decided = Decided((_nobody(context),), (), None)
     measures = spec.measures and decided is None
     if spec.noised is not None and not measures:
         write_noise_key(context.store, keys)
@@ -156,6 +159,16 @@ def assemble(
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
     )
+
+
+def _nobody(context: PlanContext) -> Contributor:
+    """Return what a round of drawn clients adds if none of them came, so that noise is released."""
+    layout, _ = context.model_layout()
+    assert layout is not None  # noqa: S101 - for mypy: open_round wants a model for such rounds
+    assert context.model is not None  # noqa: S101
+    tensors = context.model.tensors
+    runs = layout.runs_in(layout, tensors.data_offset)
+    return Contributor(NOBODY, tensors.source, 0, 0.0, runs)
 
 
 def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computation:

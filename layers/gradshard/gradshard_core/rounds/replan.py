@@ -38,7 +38,7 @@ def replan(context: PlanContext, previous: Plan) -> Plan:
     missing = previous.participants.missing
     admission.check_quorum(remaining, context.spec, missing)
     measured, decided = last_measurement(previous, rejected), None
-    if measured is not None:
+    if measured is not None and remaining.contributors:
         decided = decide(context, remaining.contributors, measured)
     plan = assemble(context, remaining.contributors, previous.layout, remaining.coverage, decided)
     return replace(
