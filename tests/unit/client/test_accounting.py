@@ -16,7 +16,7 @@ from gradshard.client.accounting import (
 from gradshard.client.model import Model
 from gradshard_core.aggregation.noise_tree import Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
-from gradshard_core.aggregation.secret_draw import SecretDraw
+from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample
 from gradshard_core.errors import PrivacyBudgetError, SpecError
 from gradshard_core.formats.keys import StoredTensors
 from gradshard_core.records import model_registry
@@ -173,3 +173,11 @@ def test_epsilon_from_models_is_the_other_one_without_draws_and_no_bound_without
     ledger = PrivacyLedger((plain, *drawn(0.1, "1")))
     assert epsilon_from_models(ledger, 1e-5) == math.inf
     assert epsilon_from_models(PrivacyLedger(), 1e-5) == 0.0
+
+
+def test_the_figures_of_the_documentation() -> None:
+    entries = [entry for number in range(100) for entry in drawn(0.05, str(number))]
+    ledger = PrivacyLedger(tuple(entries))
+    assert round(epsilon_of(ledger.spent, 1e-5)) == 96
+    assert round(epsilon_from_models(ledger, 1e-5), 1) == 4.1
+    assert (SecretSample(0.05, 2).fewest, SecretSample(0.4, 2).fewest) == (596, 61)

@@ -335,3 +335,19 @@ def test_a_training_states_its_secret_sample() -> None:
     spec = parse_training_spec(options())
     assert parse_training_spec(spec.to_json()) == spec
     assert spec.to_json()["secret_sample"] == SAMPLE
+
+
+def test_a_draw_too_long_for_the_machines_payload_is_opened(
+    machine: Machine, keys: dict[str, bytes]
+) -> None:
+    members = [f"{number:064}" for number in range(4096)]
+    sample = {"probability": 0.99, "divisor": 19}
+    once = {"clients": None, "rounds": 1, "round": ROUND | {"timeout": 1}}
+    machine.start(**options(secret_sample=sample, **once))
+    for member in members:
+        machine.store.put_json(machine.keys.member(member), {})
+    machine.skipped = {*members}
+    state = machine.resume()
+    assert (state.status, state.completed) == ("ended", 1)
+    assert "pieces" in machine.store.get_json(RoundKeys("t-00001").spec)["spec"]["clients"]
+    check_release(machine, "t-00001", keys["t-00001"], [])

@@ -1,6 +1,7 @@
 """Open a round: check its terms, keep the callback token, schedule the deadline."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from gradshard_core.aggregation import buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec import RoundSpec
@@ -92,7 +94,10 @@ def _check_asked(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int)
     if asked is not None and state is not None and state.invitation is not None:
         invitation = state.invitation
         is_asked_for = (invitation.round_id, invitation.version) == (keys.round_id, version)
-        if is_asked_for and synchronous_round(training, asked, state) == spec:
+        whole = spec
+        if isinstance(spec.clients, StoredList):  # too many for the machine's payload
+            whole = replace(spec, clients=tuple(spec.clients))
+        if is_asked_for and synchronous_round(training, asked, state) == whole:
             return
     what, option = ("draw", "secret_sample") if spec.is_drawn else ("tree", "noise_tree")
     raise SpecError(
