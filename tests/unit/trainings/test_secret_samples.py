@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from gradshard.client.accounting import privacy_in_words
+from gradshard.client.status import StatusPoller
+from gradshard.report.facts import facts_of
+from gradshard.report.verdict import outcome
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.training_spec import parse_training_spec
 from gradshard_core.records.notice import seen_by
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
@@ -159,6 +163,13 @@ def test_a_round_to_which_nobody_sends_a_good_update_releases_noise_alone(
         assert (len(found["rejected"]) > 0) == (how == "bad")
         record = machine.store.get_json(machine.keys.record(name))
         assert (record["contributors"], record["metrics"]) == ([], {})
+        poller = StatusPoller(machine.stack, RoundKeys(name))
+        status, plan, tasks = poller.poll(), poller.plan(), poller.tasks()
+        facts = facts_of(status, plan=plan, tasks=tasks, partial_updates=[], architecture="arm64")
+        assert f"averaged the updates of 0 of {len(found['missing'] + found['rejected'])}" in (
+            str(outcome(facts))
+        )
+        assert NOBODY not in str(facts)
 
 
 def test_good_updates_among_bad_ones_are_released(
