@@ -16,7 +16,7 @@ from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import NOBODY
-from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.notice import seen_by
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.round_spec import read_spec
