@@ -37,16 +37,16 @@ from gradshard_core.errors import (
     RoundStateError,
     TicketError,
 )
-from gradshard_core.formats.encoded import check_taken
+from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.planning.masking import Agreement
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
-from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_expected, read_manifest
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment
 

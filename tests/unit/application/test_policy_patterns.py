@@ -69,7 +69,7 @@ def training_keys(name: str) -> Iterator[str]:
     keys = TrainingKeys(name)
     yield from (keys.spec, keys.state)
     for client in CLIENTS:
-        yield from (keys.member(client), keys.notice(client), keys.knock(client))
+        yield from (keys.member(client), keys.notice(client), keys.renewal(client))
     yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))
 
 

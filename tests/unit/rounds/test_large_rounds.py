@@ -24,11 +24,11 @@ from gradshard_core.errors import (
     UnreadableObjectError,
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.pieces import is_in_pieces
+from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
@@ -47,7 +47,7 @@ PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.rounds.first_plan.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)

@@ -9,14 +9,7 @@ from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
 from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample, parse_secret_sample
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.option_parsers import (
-    MAX_EXPONENT,
-    MAX_NAMED,
-    InboxSpec,
-    parse_clients,
-    parse_exponent,
-)
-from gradshard_core.planning.options import (
+from gradshard_core.planning.option_kinds import (
     REQUIRED,
     Choice,
     Duration,
@@ -28,8 +21,15 @@ from gradshard_core.planning.options import (
     options_of,
     stated_options,
 )
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import default_quorum, parse_new_spec
+from gradshard_core.planning.option_parsers import (
+    MAX_EXPONENT,
+    MAX_NAMED,
+    InboxSpec,
+    parse_clients,
+    parse_exponent,
+)
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,
@@ -321,7 +321,7 @@ class TrainingSpec:
             fields["dp"] = {**fields["dp"], name: stated.to_json()}
         return parse_new_spec(fields)
 
-    def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:
+    def buffer_spec(self, training: str, oldest: int, repeated_round: str | None) -> RoundSpec:
         """Return the spec of a round that makes a version of updates as they arrive.
 
         Parameters
@@ -330,13 +330,13 @@ class TrainingSpec:
             The training's id.
         oldest
             The oldest version from which updates are taken.
-        again
+        repeated_round
             The round of the same updates that has failed, if there is one.
         """
         assert self.buffer is not None  # noqa: S101 - for mypy: _check wants one
         exponent = self.staleness_exponent
         inbox = InboxSpec(
-            training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, again
+            training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, repeated_round
         )
         return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
 

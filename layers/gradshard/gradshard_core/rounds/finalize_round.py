@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
-from gradshard_core.formats.pieces import ListWriter
+from gradshard_core.formats.list_pieces import ListWriter
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan
