@@ -12,11 +12,17 @@ the release if the client had sent zeros whenever it was drawn. This is so only 
 
 - n does not depend on who was drawn: a mean over those who came would tell their number;
 - a client in a round never makes a release more likely: otherwise a release tells that the client
-  was in it. So these rounds have no quorum. One to which nobody sends a good update releases noise;
+  was in it. So these rounds have no quorum. One to which nobody sends a good update releases noise.
+  (If clients make releases less likely, such as by too much work for a task, q is smaller for those
+  that are released, and so is what they tell);
 - what others add does not depend on whether the client was drawn. So a round always lasts for its
   timeout, however early all have answered;
 - a round that fails is repeated with the same clients. What it may have computed then counts as
   more of the same draw: k tries are one round with the noise multiplier z / √k.
+
+What a client sends may depend on its own earlier draws, as with a residual: given all releases so
+far, the next one is a mixture over v of the mechanisms above, and a Rényi divergence of mixtures is
+at most the largest of its parts. What *others* send may not.
 
 **Discrete noise.** It is that of :mod:`gradshard_core.aggregation.noise`, whose Rényi divergence of
 every order is that of the Gaussian or less. For a whole order α, E[(1 - q + q·P/Q)^α] is a sum of
