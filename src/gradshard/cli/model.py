@@ -80,16 +80,18 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
 
     The last version is the current one. If rounds were private, or the model has a privacy budget,
     "ε so far" is what the rounds up to a version have revealed about a client. It needs the extra
-    gradshard[privacy]; without it, the sum of 1/z² is shown. If clients were drawn in secret, "from
-    models alone" is what those learn who get nothing but versions of the model.
+    gradshard[privacy]; without it, the sum of 1/z² is shown. If clients were drawn in secret, a
+    line below says what those can have learned who get nothing but versions of the model.
     """
     handle = federation.model(name)
     versions, ledger = handle.history(), handle.privacy()
-    there = ledger.up_to((version.number, version.round_id) for version in versions)
+    spent = ledger.by_version((version.number, version.round_id) for version in versions)
     if as_json:
         records = [version.to_json() for version in versions]
         for record in records if ledger.entries else ():
-            record["privacy"] = _privacy(ledger, there[record["version"]])
+            record["privacy"] = _privacy(ledger, spent[record["version"]])
+        if ledger.parts.drawn:
+            records[-1]["privacy"]["epsilon_from_models"] = _epsilon_from_models(ledger)
         print_json(records)
         return
     table = Table("version", "made", "by", "optimizer")
@@ -103,9 +105,12 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
             cell((version.optimizer or {}).get("optimizer", "")),
             cell(version.steps or ""),
             cell(format_size(version.tensors.source.nbytes)),
-            *([cell(_stated(ledger, there[version.number]))] if ledger.entries else []),
+            *([cell(_stated(ledger, spent[version.number]))] if ledger.entries else []),
         )
     Console().print(table)
+    from_models = _epsilon_from_models(ledger) if ledger.parts.drawn else None
+    if from_models is not None:
+        click.echo(f"against people who get versions of the model alone: ε {from_models:.4g}")
     if ledger.budget is not None:
         left = max(0.0, ledger.budget.allowance - ledger.spent)
         click.echo(
@@ -233,34 +238,38 @@ def _delta_of(ledger: "PrivacyLedger") -> float | None:
     return stated[-1] if stated else None
 
 
-def _privacy(ledger: "PrivacyLedger", there: "PrivacyLedger") -> dict[str, float | None]:
+def _privacy(ledger: "PrivacyLedger", spent: float) -> dict[str, float | None]:
     """Return what the rounds up to a version have revealed; None without a bound or a library."""
     from gradshard.client import accounting
 
     delta = _delta_of(ledger)
-    is_bounded = math.isfinite(there.spent)
-    epsilon = from_models = None
+    is_bounded = math.isfinite(spent)
+    epsilon = None
     if delta is not None and is_bounded and accounting.is_installed():
-        epsilon = accounting.epsilon_of(there.spent, delta)
-        from_models = accounting.epsilon_from_models(there, delta)
-    return {
-        "spent": there.spent if is_bounded else None,
-        "epsilon": epsilon,
-        "epsilon_from_models": from_models,
-        "delta": delta,
-    }
+        epsilon = accounting.epsilon_of(spent, delta)
+    return {"spent": spent if is_bounded else None, "epsilon": epsilon, "delta": delta}
 
 
-def _stated(ledger: "PrivacyLedger", there: "PrivacyLedger") -> str:
-    found = _privacy(ledger, there)
+def _epsilon_from_models(ledger: "PrivacyLedger") -> float | None:
+    """Return ε of all rounds against people who get versions of the model alone.
+
+    Not of each version: a kind of draw takes the accountant a fifth of a second.
+    """
+    from gradshard.client import accounting
+
+    delta = _delta_of(ledger)
+    if delta is None or math.isinf(ledger.spent) or not accounting.is_installed():
+        return None
+    return accounting.epsilon_from_models(ledger, delta)
+
+
+def _stated(ledger: "PrivacyLedger", spent: float) -> str:
+    found = _privacy(ledger, spent)
     if found["spent"] is None:
         return "no bound"
     if found["epsilon"] is None or found["delta"] is None:
-        return f"Σ 1/z² {there.spent:.4g}"
-    words = f"ε {found['epsilon']:.4g} at δ {found['delta']:g}"
-    if there.parts.drawn:
-        words += f"; from models alone ε {found['epsilon_from_models']:.4g}"
-    return words
+        return f"Σ 1/z² {spent:.4g}"
+    return f"ε {found['epsilon']:.4g} at δ {found['delta']:g}"
 
 
 def _origin(version: "Version") -> str:

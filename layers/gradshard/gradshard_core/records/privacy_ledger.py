@@ -147,11 +147,6 @@ class PrivacyLedger:
         """Return the sum of costs up to each version of the model.
 
         It never falls: a version that goes back to an earlier one takes back nothing.
-        """
-        return {version: there.spent for version, there in self.up_to(versions).items()}
-
-    def up_to(self, versions: Iterable[tuple[int, str | None]]) -> dict[int, Self]:
-        """Return the ledger as it was with each version of the model, without a budget.
 
         Parameters
         ----------
@@ -162,7 +157,7 @@ class PrivacyLedger:
         found, counted = {}, 0
         for version, round_id in versions:
             counted = max(counted, places.get(round_id or "", 0))
-            found[version] = type(self)(self.entries[:counted])
+            found[version] = PrivacyLedger(self.entries[:counted]).spent
         return found
 
     def to_json(self) -> dict[str, Any]:
