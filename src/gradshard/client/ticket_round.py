@@ -185,7 +185,7 @@ class TicketRound(RoundAccess):
     def _model(self) -> Source:
         model = self.ticket.model
         if model is None:
-            raise self._not_applied()
+            raise self._makes_no_version()
         name = f"the model of round {self.id!r}"
         source = ObjectVersion(name, "", model["etag"], model["nbytes"])
         return UrlReader(self._requests, model["url"], model["head_url"]), source, ""

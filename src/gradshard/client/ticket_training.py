@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final, Self
 
 from gradshard.client.compression import Compression
-from gradshard.client.follow_up import OnRejection
 from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
@@ -17,6 +16,7 @@ from gradshard.client.participation import (
     participate,
 )
 from gradshard.client.presigned import Answer
+from gradshard.client.rejection_watch import OnRejection
 from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.ticket_round import TicketRound

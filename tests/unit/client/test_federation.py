@@ -141,7 +141,7 @@ class TestOpening:
                         f"é{number}": {"dtype": "F32", "shape": [2]} for number in range(7000)
                     },
                 },
-                r"layout takes \d+: shorten the tensors' names, or apply the round to a model",
+                r"layout takes \d+: shorten the tensors' names, or give a server_optimizer",
             ),
         ],
     )

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.accounting import privacy_in_words
+from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard.client.status import StatusPoller
 from gradshard.report.facts import facts_of
 from gradshard.report.verdict import outcome

@@ -6,7 +6,7 @@ if its clip adapts (:mod:`gradshard_core.aggregation.privacy`). All rounds of a 
 that makes it deeper pays. Costs add up: all rounds together reveal as much as one with the noise
 multiplier 1/√(Σ 1/z²) (:mod:`gradshard_core.aggregation.privacy`). From that sum, an accountant
 computes ε at any δ; functions only compare it with the *allowance* of the model's budget, which was
-computed when the budget was set (``gradshard.client.accounting``).
+computed when the budget was set (``gradshard.client.privacy_accounting``).
 
 **Two figures.** That sum holds against everybody, who may know all clients of all rounds. Whoever
 gets nothing but versions of the model does not know who was drawn in secret

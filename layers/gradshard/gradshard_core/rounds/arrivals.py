@@ -297,7 +297,7 @@ def _perhaps_overlooked(
     return sorted({*arrived(store, keys)} - known)
 
 
-def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
+def rejection_keys(keys: RoundKeys, update_key: str) -> RoundKeys:
     """Return the round under which a client reads of its update's rejection.
 
     It is the round that takes the update; of a buffered training it is the inbox that the client

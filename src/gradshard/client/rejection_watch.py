@@ -44,7 +44,7 @@ OnRejection = Callable[[RejectedUpdate], None]
 
 @dataclass
 class _Sent:
-    """An update whose fate is not known yet."""
+    """An update of which the client does not know yet whether it counts."""
 
     round: ClientRound
     invitation: Invitation
@@ -58,7 +58,7 @@ class _Sent:
         return time.monotonic() - self.at < SETTLE_SECONDS
 
 
-class FollowUp:
+class RejectionWatch:
     """Follows the updates that a client has sent, until it is known whether they count.
 
     Those of a buffered training may be rejected at any time, and their state names the ones that

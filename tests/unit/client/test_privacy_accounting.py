@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from gradshard.cli.model import _epsilon_from_models
-from gradshard.client.accounting import (
+from gradshard.client.model import Model
+from gradshard.client.privacy_accounting import (
     WHOLE_ORDERS,
     budget_of,
     epsilon_from_models,
     epsilon_of,
 )
-from gradshard.client.model import Model
 from gradshard_core.aggregation.noise_tree import Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample
