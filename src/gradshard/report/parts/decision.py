@@ -23,14 +23,14 @@ def decision_part(facts: Facts, detail: Detail) -> Part | None:
     ]
     if decision.get("sample"):
         said.append(sample_in_words(decision["sample"]))
+    is_by_layer = any("layers" in entry for entry in entries)
     longest = max((entry["norm"] for entry in entries), default=0.0)
     rows: list[list[object]] = [
         [
             named(entry["client"]),
             verdict_on(entry),
             measured(f"{entry['norm']:.4g}", entry["norm"], longest, "c0"),
-            f"{entry['score']:.4g}",
-            f"{entry['weight']:.4g}",
+            *([] if is_by_layer else [f"{entry['score']:.4g}", f"{entry['weight']:.4g}"]),
         ]
         for entry in entries
     ]
@@ -44,8 +44,11 @@ def decision_part(facts: Facts, detail: Detail) -> Part | None:
                 Column("client"),
                 Column("update"),
                 Column("norm", NUMBER),
-                Column(decision["score"], NUMBER),
-                Column("weight", NUMBER),
+                *(
+                    []
+                    if is_by_layer
+                    else [Column(decision["score"], NUMBER), Column("weight", NUMBER)]
+                ),
             ],
             rows,
             most=detail.rows,
