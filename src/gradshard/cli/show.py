@@ -73,7 +73,7 @@ def render(status: dict[str, Any]) -> Iterable[RenderableType]:
         unstated = "masked" if status["manifest"].get("masked") else "by rule"
         yield _contributors(contributors, "by layer" if layers else unstated)
         if layers:
-            yield _layers(layers)
+            yield _layers(layers, status["manifest"].get("measuring", {}))
     elif status["arrived"]:
         yield _arrived(status["arrived"])
     if status.get("decision"):
@@ -231,13 +231,16 @@ def _decision(decision: dict[str, Any]) -> Table:
     return table
 
 
-def _layers(layers: list[dict[str, Any]]) -> Table:
+def _layers(layers: list[dict[str, Any]], measuring: dict[str, Any]) -> Table:
+    left_out = measuring.get("left_out_by_layer")
     table = Table("layer")
-    for title in ("covered by", "p"):
+    for title in ("covered by", "p" if left_out is None else "left out"):
         table.add_column(title, justify="right")
     for layer in layers:
-        p = "" if layer["p"] is None else f"{layer['p']:.4g}"
-        table.add_row(cell(layer["name"]), cell(len(layer["weights"])), cell(p))
+        last: object = "" if layer["p"] is None else f"{layer['p']:.4g}"
+        if left_out is not None:
+            last = len(left_out.get(layer["name"], []))
+        table.add_row(cell(layer["name"]), cell(len(layer["weights"])), cell(last))
     return table
 
 

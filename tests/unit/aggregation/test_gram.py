@@ -218,9 +218,7 @@ def test_exact_sums_and_their_json_take_no_more_than_is_projected(dtype: str, mo
     tracemalloc.start()
     total = ExactSum(inputs)
     for exponent in range(limits.least_exponent, last + 1, 4):
-        rows = np.ldexp(
-            rng.integers(-(2.0**17), 2.0**17, (inputs, 20)).astype(float), exponent - 18
-        )
+        rows = np.ldexp(rng.integers(-(2**17), 2**17, (inputs, 20)).astype(float), exponent - 18)
         total.add(rows @ rows.T)
     assert json.dumps(total.to_json()).encode()
     peak = tracemalloc.get_traced_memory()[1]

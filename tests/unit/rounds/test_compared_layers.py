@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from gradshard.cli import show
+from gradshard.report.parts.decision import decision_part
+from gradshard.report.parts.part import Detail
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.records.decision import verdict_on
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.aggregation.test_gram_rules import ORACLES, nearest_sums
 from tests.unit.in_memory import OPENED, Machine
+from tests.unit.report.html_page import Page
 from tests.unit.rounds.test_compressed_rounds import compress, decoded
 from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 from tests.unit.rounds.test_partial_robust_rounds import (
@@ -194,6 +197,7 @@ def test_a_layer_without_its_quorum_is_zero_and_leaves_nobody_out(machine: Machi
     assert not result["a.weight"].any()
     assert result["c.weight"].any()
     assert "c0" not in manifest["left_out"]
+    assert manifest["left_out"]
     [layer] = [layer for layer in manifest["layers"] if layer["name"] == "a"]
     assert set(layer["weights"].values()) == {0.0}
     [entry] = [e for e in decision_of(machine)["clients"] if e["client"] == "c0"]
@@ -327,6 +331,15 @@ def test_what_was_decided_is_told_to_those_whom_it_concerns(machine: Machine) ->
     table = show._decision(decision_of(machine))
     assert [str(column.header) for column in table.columns] == ["multi_krum", "norm", "update"]
     assert "2 left out" in show._measured(manifest["measuring"], manifest["left_out"])
+    table = show._layers(manifest["layers"], manifest["measuring"])
+    covered, left_out = ([*map(str, column.cells)] for column in table.columns[1:])
+    assert (covered, left_out) == (["4", "5", "8"], ["0", "0", "2"])
+    [last] = [layer["weights"] for layer in manifest["layers"] if layer["name"] == "c"]
+    assert last == {client: 0.0 if client in ("c1", "c6") else 1 / 8 for client in sorted(sent)}
+    reported = decision_part({"decision": decision_of(machine)}, Detail.for_rounds(1))
+    assert reported is not None
+    assert "8 updates measured · 2 left out" in reported.gist
+    assert "layer updates left out clipped Krum score, least" in Page(reported.content).words
 
 
 def test_clients_that_are_left_out_of_some_layers_are_named_by_layer(machine: Machine) -> None:

@@ -83,9 +83,5 @@ def _past_round(store: S3Store, name: str) -> PastRound:
             f"p cannot be estimated from round {name!r}: it is no completed round of partial "
             "updates; name others, or give p"
         )
-    left_out = manifest.get("measuring", {}).get("left_out_by_layer", {})
-    covered = {
-        layer["name"]: frozenset(layer["weights"]).union(left_out.get(layer["name"], ()))
-        for layer in manifest["layers"]
-    }
+    covered = {layer["name"]: frozenset(layer["weights"]) for layer in manifest["layers"]}
     return PastRound(frozenset(manifest["expected"]), covered)

@@ -59,10 +59,7 @@ def _coverage(plan: Plan) -> dict[str, Coverage]:
     }
     # A plan has no weights of those that a rule left out, but where their layers are.
     covered |= {
-        contributor.client: tuple(
-            all(contributor.runs.has(start) for start, _ in layer.ranges)
-            for layer in plan.layout.layers
-        )
+        contributor.client: tuple(layer.is_in(contributor.runs) for layer in plan.layout.layers)
         for contributor in plan.participants.left_out
     }
     return covered

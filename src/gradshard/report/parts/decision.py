@@ -1,7 +1,9 @@
 """The decision of a robust rule: the norm, score and weight of each update."""
 
+from statistics import median
+
 from gradshard.report.facts import Facts
-from gradshard.report.markup import named
+from gradshard.report.markup import Markup, joined, named
 from gradshard.report.parts.part import Detail, Part
 from gradshard.report.tables import NUMBER, Column, measured, table
 from gradshard.utils.text import pluralize
@@ -34,10 +36,7 @@ def decision_part(facts: Facts, detail: Detail) -> Part | None:
         ]
         for entry in entries
     ]
-    return Part(
-        "rule",
-        f"Rule {decision['rule']['name']}",
-        " · ".join(said),
+    content = [
         table(
             "What the rule measured and decided",
             [
@@ -52,5 +51,36 @@ def decision_part(facts: Facts, detail: Detail) -> Part | None:
             ],
             rows,
             most=detail.rows,
-        ),
+        )
+    ]
+    if is_by_layer:
+        content.append(_by_layer(decision, detail))
+    return Part("rule", f"Rule {decision['rule']['name']}", " · ".join(said), joined(*content))
+
+
+def _by_layer(decision: Facts, detail: Detail) -> Markup:
+    """Return what the rule decided in each layer of partial updates."""
+    found: dict[str, list[Facts]] = {}
+    for entry in decision["clients"]:
+        for name, figures in entry["layers"].items():
+            found.setdefault(name, []).append(figures)
+    rows: list[list[object]] = []
+    for name, of_layer in found.items():
+        scores = [figures["score"] for figures in of_layer]
+        rows.append(
+            [
+                named(name),
+                f"{len(of_layer)}",
+                f"{sum(verdict_on(figures) == 'left out' for figures in of_layer)}",
+                f"{sum(map(is_clipped, of_layer))}",
+                *(f"{value:.4g}" for value in (min(scores), median(scores), max(scores))),
+            ]
+        )
+    score = decision["score"]
+    titles = ("updates", "left out", "clipped", f"{score}, least", "median", "most")
+    return table(
+        "Layers in which the rule decided",
+        [Column("layer"), *(Column(title, NUMBER) for title in titles)],
+        rows,
+        most=detail.rows,
     )
