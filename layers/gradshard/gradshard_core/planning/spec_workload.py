@@ -3,19 +3,16 @@
 from typing import Final
 
 from gradshard_core.aggregation import addition_order
-from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import UNIT, TopK
-from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import memory_projection
 from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.pricing import Lists
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.workload import Workload
-from gradshard_core.stragglers.layers import layers_of
 
 F32_BYTES: Final = 4
 
@@ -61,7 +58,6 @@ def workload_of(
         widening=1,  # as in F32
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
-        matrices=1 if spec.layout is None else _matrices(spec, spec.layout),
         sample=None if one_in is None else Sample.of(nbytes, one_in, ""),
         noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
@@ -69,11 +65,6 @@ def workload_of(
         unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,
         lists=lists,
     )
-
-
-def _matrices(spec: RoundSpec, layout: Layout) -> int:
-    layers = layers_of(layout, spec.layers) if spec.compares_layers else ("",)
-    return count_matrices(layout.spans, len(layers))
 
 
 def lists_of(spec: RoundSpec) -> Lists:

@@ -260,19 +260,16 @@ def _decide_by_layer(
     is_kept, is_decided = [False] * len(contributors), [False] * len(contributors)
     for number, (name, covers) in enumerate(zip(names, zip(*coverage, strict=True), strict=True)):
         there = [i for i, held in enumerate(covers) if held]
-        if str(number) not in measured:
+        products = measured.get(str(number))
+        if products is None:
             continue  # it has no elements
-        products = measured[str(number)]
         gram = [[products[indices[i]][indices[j]] for j in there] for i in there]
         for place, i in enumerate(there):
             squares[i].append(gram[place][place])
         if len(there) < (rule.layer_quorum or 0):
             continue
-        decision, norms = (
-            rule.decide(gram, [contributors[i].samples for i in there]),
-            norms_of(gram),
-        )
-        bounds[name] = decision.bound
+        decision = rule.decide(gram, [contributors[i].samples for i in there])
+        bounds[name], norms = decision.bound, norms_of(gram)
         for place, i in enumerate(there):
             entries[i]["layers"][name] = _figures(decision, norms, place)
             is_decided[i] = True
