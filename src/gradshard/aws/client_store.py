@@ -71,7 +71,7 @@ class ClientStore(S3Store):
                 part = Part(number, response["ETag"], nbytes, crc64nvme)
         except AnswerError:
             raise StoreError(
-                f"{key}: the upload is gone, most likely for another one; submit again"
+                f"{key}: this upload was aborted, most likely by another one; submit again"
             ) from None
         self.meter.add(bytes_written=nbytes)
         return part

@@ -23,7 +23,7 @@ TRANSIENT_CODES: Final = frozenset(
 _MAX_LENGTH_DIGITS: Final = 15
 
 
-class Held(Protocol):
+class AnyTicket(Protocol):
     """A ticket, as far as its requests are concerned."""
 
     @property
@@ -52,7 +52,7 @@ class TicketRequests:
         The ticket. Its host is checked at the first request.
     """
 
-    def __init__(self, ticket: Held) -> None:
+    def __init__(self, ticket: AnyTicket) -> None:
         self.ticket = ticket
 
     @cached_property

@@ -14,7 +14,7 @@ from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, PaddedContent, check_finite, content_of
 from gradshard.client.uploads import Progress, ignore_progress
 from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError
-from gradshard_core.formats.encoded import check_taken
+from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 
 
@@ -185,7 +185,7 @@ class TicketRound(RoundAccess):
     def _model(self) -> Source:
         model = self.ticket.model
         if model is None:
-            raise self._not_applied()
+            raise self._makes_no_version()
         name = f"the model of round {self.id!r}"
         source = ObjectVersion(name, "", model["etag"], model["nbytes"])
         return UrlReader(self._requests, model["url"], model["head_url"]), source, ""

@@ -13,7 +13,6 @@ from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client.claims import Claim, read_claim
 from gradshard.client.presigned import Answer, is_url, origin_of
 from gradshard.client.stated_round import StatedRound
 from gradshard.client.ticket_file import TicketFile
@@ -21,9 +20,10 @@ from gradshard.client.ticket_issuer import MAX_SECONDS, check_in_range
 from gradshard.client.ticket_requests import AnswerBody, TicketRequests
 from gradshard.client.uploads import Progress
 from gradshard.client.verification import Verification, VerificationError, verify_claim
+from gradshard.client.verification_claim import Claim, read_claim
 from gradshard_core.errors import RoundNotFoundError, TicketError
 from gradshard_core.formats.keys import RoundKeys, StoredTensors, check_id
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
 from gradshard_core.s3.transport import AnswerError, Transport

@@ -15,7 +15,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.records.decision import verdict_on
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
-from tests.unit.aggregation.test_gram_rules import ORACLES, nearest_sums
+from tests.unit.aggregation.test_robust_by_weight import ORACLES, nearest_sums
 from tests.unit.in_memory import OPENED, Machine
 from tests.unit.report.html_page import Page
 from tests.unit.rounds.test_compressed_rounds import compress, decoded
@@ -338,7 +338,7 @@ def test_what_was_decided_is_told_to_those_whom_it_concerns(machine: Machine) ->
     assert last == {client: 0.0 if client in ("c1", "c6") else 1 / 8 for client in sorted(sent)}
     reported = decision_part({"decision": decision_of(machine)}, Detail.for_rounds(1))
     assert reported is not None
-    assert "8 updates measured · 2 left out" in reported.gist
+    assert "8 updates measured · 2 left out" in reported.summary
     assert "layer updates left out clipped Krum score, least" in Page(reported.content).words
 
 

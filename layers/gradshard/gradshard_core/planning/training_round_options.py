@@ -12,9 +12,9 @@ from gradshard_core.planning.masking import (
 from gradshard_core.planning.option_parsers import (
     MAX_NAMED,
 )
-from gradshard_core.planning.spec import DEFAULTS as ROUND_DEFAULTS
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import parse_new_spec
+from gradshard_core.planning.round_spec import DEFAULTS as ROUND_DEFAULTS
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_new_spec
 
 DECIDED: Final = ("clients", "enough_clients", "eager", "updates_from", "layout", "inbox")
 """Options of rounds that a training decides, or that do not go with one."""

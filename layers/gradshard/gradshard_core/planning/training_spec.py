@@ -8,14 +8,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.option_parsers import (
-    MAX_EXPONENT,
-    MAX_NAMED,
-    InboxSpec,
-    parse_clients,
-    parse_exponent,
-)
-from gradshard_core.planning.options import (
+from gradshard_core.planning.option_kinds import (
     REQUIRED,
     Choice,
     Duration,
@@ -27,8 +20,15 @@ from gradshard_core.planning.options import (
     options_of,
     stated_options,
 )
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import default_quorum, parse_new_spec
+from gradshard_core.planning.option_parsers import (
+    MAX_EXPONENT,
+    MAX_NAMED,
+    InboxSpec,
+    parse_clients,
+    parse_exponent,
+)
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,
@@ -130,13 +130,14 @@ class TrainingSpec:
     )
     updates_per_client: int = option(
         WholeNumber(1, MAX_BUFFER),
-        "Take this number of updates of a client into a buffer, each from another version of the "
-        "model, in buffered mode.",
+        "Count up to this number of updates of each client in a buffer, each trained from another "
+        "version of the model, in buffered mode.",
         value=1,
     )
     max_staleness: int | None = option(
         WholeNumber(0, MAX_STALENESS),
-        "Reject updates that began more than this number of versions before the current one.",
+        "Reject an update if the model that it was trained from is more than this number of "
+        "versions old.",
         value=None,
         default=f"{DEFAULT_STALENESS} in buffered mode",
     )
@@ -147,7 +148,8 @@ class TrainingSpec:
             metavar="A",
             is_number=True,
         ),
-        "Weigh an update that began t versions ago by (1 + t)^-A; 0 weighs all alike.",
+        "Multiply the weight of an update by (1 + t)^-A if the model that it was trained from is t "
+        "versions old. With 0, all updates count alike.",
         value=None,
         default=f"{DEFAULT_EXPONENT} in buffered mode",
     )
@@ -182,8 +184,9 @@ class TrainingSpec:
     )
     noise_tree: int | None = option(
         WholeNumber(2, MAX_LEAVES),
-        "Let the noise of private rounds cancel in trees of this number of rounds. Each client is "
-        "invited once in a tree. Needs dp and a whole number as sample.",
+        "Take the noise of earlier private rounds out of the model again, within groups (trees) of "
+        "this number of rounds. Each client is invited once in a tree. Needs dp and a whole "
+        "number as sample.",
         value=None,
         default="noise stays in the model",
     )
@@ -196,8 +199,8 @@ class TrainingSpec:
             is_json=True,
             encoder=lambda found: {name: schedule.stated for name, schedule in found.items()},
         ),
-        'Settings that clients get, for example {"epochs": 1, "learning_rate": {"start": 0.1, '
-        '"decay": 0.98}}.',
+        'Numbers and texts that clients get with an invitation, for example {"epochs": 1, '
+        '"learning_rate": {"start": 0.1, "decay": 0.98}}.',
         value=None,
         default="none",
     )
@@ -301,7 +304,7 @@ class TrainingSpec:
             fields["dp"] = {**fields["dp"], "tree": tree.to_json()}
         return parse_new_spec(fields)
 
-    def buffer_spec(self, training: str, oldest: int, again: str | None) -> RoundSpec:
+    def buffer_spec(self, training: str, oldest: int, repeated_round: str | None) -> RoundSpec:
         """Return the spec of a round that makes a version of updates as they arrive.
 
         Parameters
@@ -310,13 +313,13 @@ class TrainingSpec:
             The training's id.
         oldest
             The oldest version from which updates are taken.
-        again
+        repeated_round
             The round of the same updates that has failed, if there is one.
         """
         assert self.buffer is not None  # noqa: S101 - for mypy: _check wants one
         exponent = self.staleness_exponent
         inbox = InboxSpec(
-            training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, again
+            training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, repeated_round
         )
         return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
 

@@ -11,10 +11,10 @@ from gradshard_core.planning.masking import (
     NOT_IN_MASKED_TRAININGS,
     NOT_MASKED,
 )
-from gradshard_core.planning.options import (
+from gradshard_core.planning.option_kinds import (
     check_names,
 )
-from gradshard_core.planning.spec_parsing import parse_new_spec
+from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.planning.training_round_options import roster_of
 from gradshard_core.planning.training_spec import (
     BUFFERED,

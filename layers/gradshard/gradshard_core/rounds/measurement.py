@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.gram import WHOLE, ExactSum
-from gradshard_core.aggregation.gram_rules import Decision, Diagonal, Gram, norms_of
 from gradshard_core.aggregation.gram_sample import Sample, relative_errors
 from gradshard_core.aggregation.privacy import PrivacyMechanism
-from gradshard_core.aggregation.robust_rules import RobustRule
+from gradshard_core.aggregation.robust_by_weight import Decision, Diagonal, Gram, norms_of
+from gradshard_core.aggregation.robust_registry import RobustRule
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import shorten
