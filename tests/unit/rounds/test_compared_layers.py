@@ -205,16 +205,22 @@ def test_a_layer_without_its_quorum_is_zero_and_leaves_nobody_out(machine: Machi
     assert entry["norm"] == pytest.approx(np.linalg.norm(flat(sent["c0"], "a")), rel=1e-6)
 
 
+@pytest.mark.parametrize("codec", [None, "int8", "topk"])
 def test_an_update_that_is_gone_after_it_was_measured_changes_no_other_layer(
-    machine: Machine,
+    machine: Machine, codec: str | None
 ) -> None:
     """The rule decides anew, also on those whom it had left out of every layer."""
-    sent = updates()
+    sent, rng = updates(), np.random.default_rng(6)
+    bodies = encoded(sent, EQUAL)
+    if codec is not None:
+        bodies = {client: compress(rng, codec, update) for client, update in sent.items()}
+        sent = {client: reference.decode(decoded(body, 1)) for client, body in bodies.items()}
     rule = {"name": "multi_krum", "f": 1, "m": 2, "layer_quorum": 5}
     machine.begin("gone")
     layout = layout_of(whole(np.random.default_rng(0)))
-    machine.open(clients=sorted(sent), rule=rule, layout=layout, min_clients=5)
-    for client, body in encoded(sent, EQUAL).items():
+    terms = {"rule": rule, "layout": layout, "min_clients": 5, "codecs": [*CODECS]}
+    assert machine.open(clients=sorted(sent), **terms)["status"] == "opened"
+    for client, body in bodies.items():
         machine.store.put_bytes(machine.keys.update(client), body)
     outcome = machine.turn(OPENED)
     planned = machine.plan(outcome)
