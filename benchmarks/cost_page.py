@@ -89,9 +89,10 @@ minute.
 
 *Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* are Step
 Functions, the functions around the tasks, notifications, Lambda's fee per invocation, and cold
-starts. *On a slow network* is the total at the bandwidth that the paper of GradsSharding measured
-(*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a function. The other columns assume what
-the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
+starts ([in detail](#what-the-fees-are)). *On a slow network* is the total at the bandwidth that the
+paper of GradsSharding measured (*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a
+function. The other columns assume what the planner assumes (*burst*):
+{speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
 
 ![Dollars against size](cost-size.svg)
 
@@ -308,10 +309,10 @@ def _assumptions_section() -> str:
   MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771).
 - {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; a processor is
   {limits.MB_PER_VCPU} MB. This and the bandwidth hold for every system.
-- Each function of a round starts cold once. Lambda bills the INIT phase
-  ([AWS]({INIT_BILLED})): {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
-  {speeds.TASK_INIT_CPU_SECONDS:g} (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
-  imports (measured), at the processor's share of the memory. *Seconds* are those of warm functions.
+- Each function of a round starts cold once, which [Lambda bills]({INIT_BILLED}):
+  {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and {speeds.TASK_INIT_CPU_SECONDS:g}
+  (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of imports (measured). *Seconds* are
+  those of warm functions.
 - Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
   deadline's schedule ($0.001 per thousand rounds).
 - All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers

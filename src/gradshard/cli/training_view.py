@@ -28,7 +28,7 @@ METRICS_SHOWN: Final = 4
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of a training.
+    """The facts about a training that the command shows.
 
     Parameters
     ----------

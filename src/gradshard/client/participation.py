@@ -119,7 +119,7 @@ def participate(
     for state in _states(access, pause, patience):
         invitation = state.invitation
         # The end of a training rejects the updates that wait.
-        _persistently(lambda: rejection_watch.look(state), patience)  # noqa: B023 - called at once
+        _persistently(lambda: rejection_watch.check(state), patience)  # noqa: B023 - called at once
         if state.status == ENDED:
             rejected = tuple(rejection_watch.rejected)
             return Participation(tuple(done[False]), tuple(done[True]), rejected, state)

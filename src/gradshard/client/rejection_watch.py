@@ -1,4 +1,4 @@
-"""What became of the updates that a client has sent in a training."""
+"""Find out whether the updates that a client sent in a training count, or why not."""
 
 import logging
 import time
@@ -81,7 +81,7 @@ class RejectionWatch:
         """Follow the update that was sent in answer to an invitation."""
         self._sent[round_.id] = _Sent(round_, invitation, time.monotonic())
 
-    def look(self, state: TrainingState) -> None:
+    def check(self, state: TrainingState) -> None:
         """Ask whether updates were rejected, those that may have been, and tell it."""
         for name, sent in list(self._sent.items()):
             invitation, is_last = sent.invitation, state.status == ENDED

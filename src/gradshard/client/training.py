@@ -433,7 +433,7 @@ class Training:
                 status=RUNNING,
                 run=state.run + 1,
                 first_step=state.step,
-                # Whatever others have made of the model meanwhile, the training goes on from it.
+                # The training goes on from the current version, even if others have made it.
                 version=state.version if is_fixed else None,
                 failures=0,
                 cause=None,

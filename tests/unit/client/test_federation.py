@@ -469,7 +469,7 @@ class TestFetching:
         with pytest.raises(DigestError):
             finished.fetch()
 
-    def test_too_early(self, round_: Round) -> None:
+    def test_fetch_before_the_end_is_rejected(self, round_: Round) -> None:
         with pytest.raises(RoundStateError, match="has not ended"):
             round_.fetch()
 

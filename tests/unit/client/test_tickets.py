@@ -198,7 +198,9 @@ class TestTerms:
             ({"max_bytes": MAX_UPDATE_BYTES + 1}, "max_bytes is 2684354560001"),
         ],
     )
-    def test_that_s3_does_not_take(self, make: Make, terms: dict[str, Any], text: str) -> None:
+    def test_terms_that_s3_does_not_take_are_rejected(
+        self, make: Make, terms: dict[str, Any], text: str
+    ) -> None:
         with pytest.raises(TicketError, match=text):
             make(**terms)
 
@@ -300,7 +302,7 @@ class TestParts:
             {"more": 1},
         ],
     )
-    def test_that_are_none_are_rejected(self, make: Make, change: dict[str, Any]) -> None:
+    def test_invalid_part_urls_are_rejected(self, make: Make, change: dict[str, Any]) -> None:
         record = json.loads(make(max_bytes=LARGE).dumps())
         with pytest.raises(TicketError, match="is not a ticket"):
             Ticket.loads(json.dumps(record | {"parts": record["parts"] | change}))

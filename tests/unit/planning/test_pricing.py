@@ -29,7 +29,7 @@ from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
-from gradshard_core.s3.transport import AnswerError
+from gradshard_core.s3.transport import ResponseError
 from gradshard_core.units import MIB
 
 ROOT = Path(__file__).parents[3]
@@ -132,7 +132,7 @@ class CountedS3:
 
     def _found(self, key: str) -> tuple[bytes, int]:
         if key not in self.objects:
-            raise AnswerError("NoSuchKey", "get_object", "S3 answered NoSuchKey")
+            raise ResponseError("NoSuchKey", "get_object", "S3 answered NoSuchKey")
         return self.objects[key]
 
 

@@ -461,7 +461,7 @@ def test_a_refusal_without_clients_fails_the_round_with_its_reason(
     monkeypatch.setenv("GRADSHARD_LEAST_CLIENTS", "4")
     asking(machine, keeper)
     keeper.answer(machine.name)
-    with pytest.raises(KeeperError, match=r"refused: 3 masks were to be summed, and .* are 4"):
+    with pytest.raises(KeeperError, match=r"refused: 3 masks are to be summed, fewer than .* 4"):
         machine.plan(OPENED)
 
 

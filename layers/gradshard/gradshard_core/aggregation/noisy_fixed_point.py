@@ -72,7 +72,7 @@ class NoisyFixedPoint(RingEncoding):
 
     @property
     def step(self) -> float:
-        """What one is worth: the step of the grid."""
+        """The value of the encoded number 1: the step of the grid."""
         return self.grid.step
 
     @property
