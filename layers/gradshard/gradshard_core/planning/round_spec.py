@@ -322,6 +322,11 @@ class RoundSpec:
         return self.rule if isinstance(self.rule, RobustRule) else None
 
     @property
+    def compares_layers(self) -> bool:
+        """Whether the rule compares partial updates, which it does in each layer by itself."""
+        return self.robust_rule is not None and self.robust_rule.decides_by_layer
+
+    @property
     def measures(self) -> bool:
         """Whether updates are measured before they are added."""
         return self.decider is not None

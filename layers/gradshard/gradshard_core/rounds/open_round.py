@@ -13,7 +13,11 @@ from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import check_averaged, parse_new_spec
+from gradshard_core.planning.round_spec_parsing import (
+    check_averaged,
+    check_compared,
+    parse_new_spec,
+)
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.stored_lists import read_expected, read_plan
 from gradshard_core.records.stored_spec import check_source
@@ -138,10 +142,11 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         if spec.masked is not None:
             layout = model_registry.layout_of(store, newest.tensors)
             check_layout(spec.masked, spec.expected, layout)
-        if not spec.averages_all:
+        if spec.compares_layers or not spec.averages_all:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)
             check_averaged(spec, model_buffers.names_in(layout, kept))
+            check_compared(spec, layout, kept)
         base = {"model_version": newest.number}
         at = record["opened_at"]
         privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)
