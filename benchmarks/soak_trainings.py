@@ -1,10 +1,10 @@
 """Two trainings left alone while clients start, stop, crash and send junk; then all is checked.
 
-``python -m benchmarks.soak_trainings --minutes 60`` starts an engine and two trainings, one in rounds
-and one buffered. It starts each client, and ends or kills it at random, as a process of its own. If
-a training pauses, which it should not, the cause is kept and it is resumed. In the end it replays
-every version of both models from the manifests, looks what became of every upload, and counts the
-engine's processes, threads, files and memory.
+``python -m benchmarks.soak_trainings --minutes 60`` starts an engine and two trainings, one in
+rounds and one buffered. It starts each client, and ends or kills it at random, as a process of its
+own. If a training pauses, which it should not, the cause is kept and it is resumed. In the end it
+replays every version of both models from the manifests, looks what became of every upload, and
+counts the engine's processes, threads, files and memory.
 """
 
 import argparse
