@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard import Federation, Keeper
-from gradshard.client.ticket_training import TicketTraining
+from gradshard.client.training_by_ticket import TicketTraining
 from gradshard_core.errors import UpdateError
 from gradshard_core.records.training_state import Invitation
 from tests import masked

@@ -18,7 +18,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, Round, RoundFailed
-from gradshard.client.ticket_training import TicketTraining
+from gradshard.client.training_by_ticket import TicketTraining
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from tests import reference

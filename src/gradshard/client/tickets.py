@@ -3,7 +3,7 @@
 A ticket is a file of presigned URLs. S3 checks the signature of each, and with it the object's key,
 the method, the time, and for the upload its length and that there is no object yet. This module has
 the ticket and its file; :mod:`gradshard.client.ticket_issuer` makes tickets, and
-:mod:`gradshard.client.ticket_round` takes part in a round with one.
+:mod:`gradshard.client.round_by_ticket` takes part in a round with one.
 """
 
 import json

@@ -17,9 +17,9 @@ from gradshard.client.participation import (
 )
 from gradshard.client.presigned import Response
 from gradshard.client.rejection_watch import OnRejection
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
-from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import ticket_of
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll
