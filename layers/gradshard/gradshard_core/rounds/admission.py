@@ -287,8 +287,10 @@ class _Examiner:
             layout, whose = self._spec.layout, "the one the round was opened with"
         if layout is not None:
             self._settle(layout, whose)
-        elif self._spec.undecided is not None:  # opened by a version that did not ask for a layout
-            raise PlanError(self._spec.undecided)
+        elif (
+            self._spec.why_layout_is_needed is not None
+        ):  # opened by a version that did not ask for a layout
+            raise PlanError(self._spec.why_layout_is_needed)
 
     def _settle(self, layout: Layout, whose: str) -> None:
         self.of_result = layout

@@ -126,7 +126,7 @@ def assemble(
     if spec.is_drawn and not contributors:
         decided = Decided((_nobody(context),), (), None)
     measures = spec.measures and decided is None
-    if spec.noised is not None and not measures:
+    if spec.aggregator_noise is not None and not measures:
         write_noise_key(context.store, keys)
     sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
@@ -205,7 +205,7 @@ def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computati
         rule=FEDAVG if spec.rule is None else spec.rule.name,
         allow_nonfinite=spec.allow_nonfinite,
         robust=spec.robust_rule,
-        dp=spec.noised,
+        dp=spec.aggregator_noise,
     )
 
 
@@ -245,7 +245,7 @@ def _choose_shards(
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
         sums_bytes=(
             sharding.sums_bytes(spans, 0, layout.nbytes)
-            if spec.noised is None
+            if spec.aggregator_noise is None
             else private_sums_bytes(spans, 0, layout.nbytes)
         ),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
@@ -260,7 +260,7 @@ def _choose_shards(
         measures=spec.measures,
         matrices=count_matrices(spans, len(layout.layers) if spec.compares_layers else 1),
         sample=sample,
-        noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
+        noises=0 if spec.aggregator_noise is None else 1 + len(spec.aggregator_noise.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,
