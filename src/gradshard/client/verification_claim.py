@@ -137,8 +137,8 @@ def read_claim(
         )
     if spec.weighing_rule is not None:
         raise SpecError(
-            f"round {keys.round_id!r} cannot be verified: its rule {spec.weighing_rule.name} decided on "
-            "weights from measurements that only the functions can read"
+            f"round {keys.round_id!r} cannot be verified: its rule {spec.weighing_rule.name} "
+            "decided on weights from measurements that only the functions can read"
         )
     return _Reader(store, keys, spec, model_version, stated).read()
 

@@ -70,7 +70,9 @@ def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[s
     return sorted({*answered, *arrivals.progressed(store, sent)})
 
 
-def entitled(spec: RoundSpec, clients: Sequence[str]) -> tuple[list[str], tuple[Rejection, ...]]:
+def limit_to_expected(
+    spec: RoundSpec, clients: Sequence[str]
+) -> tuple[list[str], tuple[Rejection, ...]]:
     """Return which of the clients that have answered may take part, and reject those too many."""
     expected = [client for client in clients if spec.expects(client)]
     places = spec.capacity if len(expected) > spec.expected else len(expected)

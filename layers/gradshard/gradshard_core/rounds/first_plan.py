@@ -47,7 +47,7 @@ def first_plan(context: PlanContext) -> Plan:
         if addresses is None
         else sorted(addresses)
     )
-    clients, rejected = admission.entitled(spec, answered)
+    clients, rejected = admission.limit_to_expected(spec, answered)
     if len(clients) > READ_AT_ONCE:
         return _survey(context, clients, rejected, spec.missing(answered))
     stage = Stage(context.request.entered_at)
