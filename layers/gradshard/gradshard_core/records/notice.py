@@ -107,6 +107,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         silent={},
         suspects=(),
         tree=None,
+        dropped_keys=(),
         counted={
             version: {client: clients[client]}
             for version, clients in state.counted.items()

@@ -120,6 +120,9 @@ class TrainingState:
         The clip of the next private round, if it adapts; None for that of the training's options.
     tree
         Where the training is in its tree of noise, if it has one.
+    dropped_keys
+        The rounds whose keys of noise no round needs from this state on: they are deleted when the
+        state has been written, and once more before it is replaced.
     invitation
         The round that is under way.
     failures
@@ -181,6 +184,7 @@ class TrainingState:
     suspects: tuple[str, ...] = ()
     clip: float | None = None
     tree: NoiseTree | None = None
+    dropped_keys: tuple[str, ...] = ()
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -213,6 +217,7 @@ class TrainingState:
                 **fields,
                 "invitation": invitation and Invitation.from_json(invitation),
                 "suspects": tuple(fields.get("suspects", ())),
+                "dropped_keys": tuple(fields.get("dropped_keys", ())),
                 "best": best and Best(**best),
                 "tree": tree and NoiseTree.from_json(tree),
             }

@@ -20,7 +20,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.announcing import announce
-from gradshard_core.trainings.closing import close_round, forget_noise
+from gradshard_core.trainings.closing import close_round, delete_dropped_keys, dropping_keys
 from gradshard_core.trainings.dismissal import dismiss_updates
 from gradshard_core.trainings.inviting import next_round, training_round
 from gradshard_core.trainings.round_outcome import read_outcome
@@ -86,6 +86,7 @@ def advance_training(
         is_pending = False
         if (state.run, state.step) != (run, step) or state.status != RUNNING:
             return state
+        delete_dropped_keys(store, state)
         now = utc_now()
         if state.invitation is not None:
             optimizer = None if state.invitation.is_evaluation else spec.server_optimizer
@@ -104,10 +105,11 @@ def advance_training(
             following = next_round(store, keys, spec, closed, now, aggregator)
         if spec.is_buffered:
             following = dismiss_updates(store, keys, spec, state, following)
-        forget_noise(store, state, following)
+        following = dropping_keys(state, following)
         return replace(following, step=step + 1, changed_at=now.isoformat())
 
     state = change_state(store, keys, change)
+    delete_dropped_keys(store, state)
     asked = {"training": name, "run": run, "step": step}
     if is_pending and state.invitation is not None:
         return asked | {"status": SETTLE, "round": state.invitation.round_id}

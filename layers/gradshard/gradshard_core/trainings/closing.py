@@ -133,12 +133,23 @@ def _forgotten(state: TrainingState) -> NoiseTree | None:
     return state.tree and state.tree.forget(is_under_way=is_under_way)
 
 
-def forget_noise(store: S3Store, before: TrainingState, after: TrainingState) -> None:
-    """Delete the keys of noise that is not taken out of the model later; safe to repeat.
+def dropping_keys(before: TrainingState, after: TrainingState) -> TrainingState:
+    """Return the state after another one, with the keys of noise that are not needed any more."""
+    return replace(after, dropped_keys=tuple(sorted(before.noise_rounds - after.noise_rounds)))
 
-    Called before the state after it is written: then whoever repeats the step deletes them, too.
+
+def delete_dropped_keys(store: S3Store, state: TrainingState) -> None:
+    """Delete the keys of noise that are not taken out of the model later; safe to repeat.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    state
+        A state that has been written. Another one, which a late call would write, may drop keys
+        that later rounds need.
     """
-    for round_id in sorted(before.noise_rounds - after.noise_rounds):
+    for round_id in state.dropped_keys:
         delete_noise_key(store, RoundKeys(round_id))
 
 
