@@ -34,7 +34,7 @@ OWN = {
 HOSTILE = [
     *("a", "b", "c.safetensors", "a.json", "00000", "0", "1", "tasks", "updates", "update.json"),
     *("partial-updates", "rejections", "replans", "task-reports", "partial-sums"),
-    *("measurements", "decisions", "secrets", "noise", "pieces", "arrived"),
+    *("measurements", "decisions", "secrets", "noise", "pieces", "arrived", "metrics", "holders"),
     *("rounds", "models", "versions"),
     *("puts", "current", "model", "momentum", "arn", "BUCKET", *sorted(OWN)),
 ]
@@ -55,6 +55,7 @@ def round_keys(name: str) -> Iterator[str]:
         keys.piece("0a1b"),
         keys.expected("0a1b"),
         keys.arrivals(0),
+        keys.surveyed_metrics(0),
     )
 
 
@@ -67,7 +68,8 @@ def model_keys(name: str) -> Iterator[str]:
 
 def training_keys(name: str) -> Iterator[str]:
     keys = TrainingKeys(name)
-    yield from (keys.spec, keys.state)
+    yield from (keys.spec, keys.state, keys.piece("0a1b"))
+    yield from (keys.knock_for(first, last) for first in CLIENTS for last in CLIENTS[:2])
     for client in CLIENTS:
         yield from (keys.member(client), keys.notice(client), keys.knock(client))
     yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))

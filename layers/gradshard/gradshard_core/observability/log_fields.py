@@ -80,7 +80,7 @@ def subject(event: Event) -> dict[str, Any]:
         if update := parse_update_key(key):
             return _cut({"round": update.round_id, "contributor": update.client})
         if knock := parse_knock_key(key):
-            return _cut({"training": knock.training, "contributor": knock.client})
+            return _cut({"training": knock.training, "contributor": knock.first})
         return _cut({"key": key})
     known: dict[str, Any] = {name: event[name] for name in SUBJECTS if name in event}
     if task := event.get("task"):

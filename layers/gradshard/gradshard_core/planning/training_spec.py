@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -18,6 +18,7 @@ from gradshard_core.planning.masking import (
     check_unused,
 )
 from gradshard_core.planning.option_parsers import (
+    MAX_CLIENTS,
     MAX_EXPONENT,
     MAX_NAMED,
     InboxSpec,
@@ -111,7 +112,7 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
         fewest = options.get("min_clients") or LEAST_MASKED
         return parse_new_spec({**options, "clients": _roster_of(fewest)})
     at_least = options.get("min_clients", 1)
-    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_NAMED:
+    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
         at_least = 1  # parse_spec says what is wrong
     for clients in range(at_least, MAX_FAN_IN):
         try:
@@ -130,10 +131,10 @@ def _roster_of(clients: Any) -> list[str] | Any:
 def parse_sample(sample: Any) -> float:
     """Check how many clients are invited: a number, or a fraction below one."""
     is_number = isinstance(sample, int | float) and not isinstance(sample, bool)
-    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_NAMED) or 0 < sample < 1):
+    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_CLIENTS) or 0 < sample < 1):
         return sample  # type: ignore[no-any-return]
     raise SpecError(
-        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_NAMED} nor a "
+        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_CLIENTS} nor a "
         "fraction between 0 and 1"
     )
 
@@ -225,7 +226,7 @@ class TrainingSpec:
     sample: float | None = option(
         Parsed(
             parse_sample,
-            f"whole number from 1 to {MAX_NAMED:,}, or a fraction below 1",
+            f"whole number from 1 to {MAX_CLIENTS:,}, or a fraction below 1",
             metavar="N",
             is_number=True,
         ),
@@ -333,7 +334,7 @@ class TrainingSpec:
 
     def round_spec(
         self,
-        clients: tuple[str, ...],
+        clients: Sequence[str],
         awaited: int,
         after: str | None,
         clip: float | None = None,

@@ -30,7 +30,7 @@ STEPS_PER_RUN: Final = 100
 an execution at its 25,000th event; ``unit/trainings/test_history.py`` counts them."""
 
 ROOM_BYTES: Final = 8 * 1024
-"""An answer has less beside a round's terms, and a space after each of 4,096 ids."""
+"""An answer has less beside a round's terms and a space after each of their ids."""
 
 ROUND: Final = "round"
 WAIT: Final = "wait"
@@ -142,5 +142,6 @@ def _answer(
         seconds = math.ceil((until - utc_now()).total_seconds())
         return following | {"status": WAIT, "seconds": max(1, seconds)}
     round_keys = RoundKeys(invitation.round_id)
-    terms = with_room(training_round(keys, spec, state), store, round_keys, further=ROOM_BYTES)
+    further = ROOM_BYTES + len(invitation.clients)
+    terms = with_room(training_round(keys, spec, state), store, round_keys, further=further)
     return following | {"status": ROUND, "round": invitation.round_id, "spec": terms.to_json()}

@@ -1,5 +1,6 @@
 """Decide whether a training has a next round, and invite clients to it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -134,7 +135,7 @@ def evaluation_is_due(spec: TrainingSpec, state: TrainingState) -> bool:
     return is_last or state.completed % spec.evaluate_every == 0
 
 
-def evaluation_spec(spec: TrainingSpec, clients: tuple[str, ...], awaited: int) -> RoundSpec:
+def evaluation_spec(spec: TrainingSpec, clients: Sequence[str], awaited: int) -> RoundSpec:
     """Return the spec of a round in which clients send metrics and no tensors of the model."""
     fields: dict[str, Any] = {
         "clients": list(clients),
