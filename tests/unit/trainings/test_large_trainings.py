@@ -36,11 +36,11 @@ OPTIONS: dict[str, Any] = {"rounds": 3, "sample": 40, "evaluate_every": 2, "repe
 
 
 def lower_sizes(patch: pytest.MonkeyPatch) -> None:
-    for module in ("formats.pieces", "planning.plan_json", "rounds.first_plan"):
+    for module in ("planning.plan_json", "rounds.first_plan", "planning.large_rounds"):
         patch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
-    for module in ("planning.large_rounds", "rounds.first_plan", "trainings.round_outcome"):
+    for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
         patch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
-    patch.setattr("gradshard_core.planning.large_rounds.PIECE", PIECE)
+    patch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
 
 
 def train(client: str, model: Any, invitation: Invitation) -> Any:

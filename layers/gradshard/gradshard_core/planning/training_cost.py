@@ -1,11 +1,10 @@
 """The price of a training's rounds on AWS: projected before they are opened, and as measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.formats.keys import base_version
-from gradshard_core.planning import planner, pricing, round_cost
+from gradshard_core.planning import large_rounds, limits, planner, pricing, round_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.spec import RoundSpec
@@ -16,12 +15,16 @@ TRANSITIONS: Final = 3
 
 # advance_training, at the template's 256 MB. Assumed: half a second.
 ADVANCE_GB_SECONDS: Final = 0.25 * 0.5
-ADVANCE_PUTS: Final = 3
-"""State, record, and the list of members."""
+ADVANCE_PUTS: Final = 2
+"""State and record. To these come the list of members, and pieces of long lists."""
 
 ADVANCE_GETS: Final = 10
 """Spec, state twice, manifest, plan, and the records of the model. To these comes the header of
-each update."""
+each update, or what tasks have read of many; and pieces of long lists."""
+
+LISTS_READ: Final = 4
+LISTS_WRITTEN: Final = 3
+"""The invited and the silent clients; the contributors, in manifest and plan or in the record."""
 
 # write_notices, which an event of each new state calls, at the template's 256 MB. Assumed: a tenth
 # of a second, in which it finds that nobody has a ticket.
@@ -43,10 +46,7 @@ def overhead(clients: int, aggregator: LambdaConfig, *, is_buffered: bool = Fals
 
     ``is_buffered`` if updates arrived in a buffered training, where each also lists the others.
     """
-    requests = pricing.Requests(
-        gets=ADVANCE_GETS + clients + (ARRIVAL_GETS * clients if is_buffered else 0),
-        puts=ADVANCE_PUTS + NOTICES_PUTS + (CLOSING_PUTS + clients if is_buffered else 0),
-    )
+    requests = of_functions(clients, is_buffered=is_buffered)
     prices = aggregator.prices
     return (
         TRANSITIONS * prices.transitions_per_1000 / 1e3
@@ -54,6 +54,28 @@ def overhead(clients: int, aggregator: LambdaConfig, *, is_buffered: bool = Fals
         + (ADVANCE_GB_SECONDS + NOTICES_GB_SECONDS) * prices.gb_second(aggregator.architecture)
         + prices.s3(requests)
         + prices.notifications_per_million / 1e6  # the state
+    )
+
+
+def of_functions(clients: int, *, is_buffered: bool = False) -> pricing.Requests:
+    """Return the requests of a training for each round, beside the round's own.
+
+    Of members, silent clients and long lists there may be fewer, or more members than are invited.
+    """
+    pieces = large_rounds.pieces(clients)
+    is_surveyed = large_rounds.is_surveyed(clients)
+    members = -(-clients // limits.LISTED_ENTRIES)
+    return pricing.Requests(
+        gets=ADVANCE_GETS
+        + LISTS_READ * pieces
+        + (pieces if is_surveyed else clients)
+        + (ARRIVAL_GETS * clients if is_buffered else 0),
+        puts=ADVANCE_PUTS
+        + members
+        + LISTS_WRITTEN * pieces
+        + (pieces if is_surveyed else 0)
+        + NOTICES_PUTS
+        + (CLOSING_PUTS + clients if is_buffered else 0),
     )
 
 
@@ -80,14 +102,31 @@ def projected(spec: RoundSpec, nbytes: int, aggregator: LambdaConfig) -> float:
 
 
 def measured(
-    manifest: Mapping[str, Any], optimizer: ServerOptimizer | None, aggregator: LambdaConfig
+    manifest: Mapping[str, Any],
+    sent: Sequence[int],
+    optimizer: ServerOptimizer | None,
+    aggregator: LambdaConfig,
+    *,
+    is_buffered: bool,
 ) -> float:
     """Return the dollars that a completed round has cost, by its manifest.
 
     If the manifest lists no tasks, because there were too many, it is the projected cost.
+
+    Parameters
+    ----------
+    manifest
+        The manifest.
+    sent
+        The bytes of the contributors' updates.
+    optimizer
+        The server optimizer of the round; None for an evaluation.
+    aggregator
+        The functions that did its tasks.
+    is_buffered
+        Whether the updates arrived in a buffered training.
     """
-    clients = len(manifest["contributors"])
-    is_buffered = any(base_version(c["key"]) is not None for c in manifest["contributors"])
+    clients = len(sent)
     more = overhead(clients, aggregator, is_buffered=is_buffered)
     if not manifest["tasks"]:
         return float(manifest["projected"]["dollars"]["total"]) + more
@@ -97,7 +136,7 @@ def measured(
         memory_mb=aggregator.memory_mb,
         architecture=aggregator.architecture,
         nbytes=manifest["update"]["nbytes"],
-        sent=[contributor["nbytes"] for contributor in manifest["contributors"]],
+        sent=sent,
         server_optimizer=optimizer and optimizer.to_json(),
     )
     return bill.total + more

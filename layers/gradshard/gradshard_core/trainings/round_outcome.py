@@ -1,6 +1,7 @@
 """The outcome of a round of a training: contributors, metrics, cost."""
 
 import threading
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -125,23 +126,29 @@ def read_outcome(
             bad=_bad(store, keys, plan, rejected),
             is_planned=plan is not None,
         )
+    contributors, updates, nbytes = [], [], array("q")
+    for sent in manifest["contributors"]:
+        contributors.append(sent["client"])
+        nbytes.append(sent["nbytes"])
+        if base_version(sent["key"]) is not None:
+            updates.append(
+                CountedUpdate(sent["client"], sent["key"], sent["etag"], sent["staleness"])
+            )
     found, notes = _sent(store, keys)
     return Outcome(
         is_completed=True,
-        contributors=tuple(entry["client"] for entry in manifest["contributors"]),
+        contributors=tuple(contributors),
         # An update that a rule left out was sent, too, and has a rejection.
         rejected=(*rejected, *manifest["left_out"]),
         metrics=found,
         version=(manifest["model"] or {}).get("version"),
-        dollars=training_cost.measured(manifest, optimizer, aggregator),
+        dollars=training_cost.measured(
+            manifest, nbytes, optimizer, aggregator, is_buffered=bool(updates)
+        ),
         next_clip=(manifest.get("privacy") or {}).get("next_clip"),
         notes=notes,
         updates=(
-            *(
-                CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
-                for c in manifest["contributors"]
-                if base_version(c["key"]) is not None
-            ),
+            *updates,
             *_left_out(store, keys, manifest),
         ),
     )
@@ -186,7 +193,9 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
     notes: list[str] = []
     # Of more updates than planning reads headers of, tasks have read the metrics, too.
     is_surveyed = len(plan.contributors) > READ_AT_ONCE
-    read = _surveyed(store, keys, plan) if is_surveyed else _read_all(store, plan.contributors)
+    read = (
+        _surveyed(store, keys, plan) if is_surveyed else _read_all(store, list(plan.contributors))
+    )
 
     def counting() -> Iterator[tuple[int, dict[str, float]]]:
         for client, samples, found in read:
