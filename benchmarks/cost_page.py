@@ -13,14 +13,9 @@ from gradshard_core.planning import aws_prices, limits, planner, pricing, speeds
 from gradshard_core.planning.bandwidth import BURST
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec_parsing import parse_spec
-from gradshard_core.planning.spec_workload import workload_of
+from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.planning.round_workload import workload_of
 from gradshard_core.units import MIB
-
-ALL_EVENTS: Final = (
-    "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/"
-    "aws-properties-s3-bucket-eventbridgeconfiguration.html"
-)
 
 INIT_BILLED: Final = (
     "https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase"
@@ -51,12 +46,12 @@ def _head() -> str:
 
 # What a round costs
 
-See what a round costs, which settings change that, and how the price is made up. `gradshard plan`
-computes the price for your size and number of clients. All figures are computed from AWS's prices
-in us-east-1; nothing was measured on AWS.
-[Beside the published systems](../benchmarks/published.md) compares them with other systems.
+See what a round costs, and which settings change that. `gradshard plan` computes the price for
+your size and number of clients. All figures are computed from AWS's prices in us-east-1; nothing
+was measured on AWS. [Beside the published systems](../benchmarks/published.md) compares them with
+other systems.
 
-Dollars are per thousand rounds of {measurements.CLIENTS} clients, unless a table says otherwise.
+Dollars are per thousand rounds of {measurements.CLIENTS} clients.
 """
 
 
@@ -148,14 +143,11 @@ def _defaults_section() -> str:
     blocks = [
         f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
         f"""
-At *burst*, a function of {limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and
-one of {DEFAULT_MEMORY_MB} MB waits for the network: it costs the same, within 2 %, and takes up to
-30 % less time. With the same M, 256 MB cost up to a fifth more and save hardly any time. Half a
-minute instead of a minute costs up to 5 % more.
-
-On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more than
-{limits.MIN_MEMORY_MB} MB. If your first rounds take much longer than projected (`gradshard show`),
-deploy with `AggregatorMemory={limits.MIN_MEMORY_MB}`. Within a minute, arm64, *total*:
+At *burst*, tasks of {DEFAULT_MEMORY_MB} MB cost as much as tasks of {limits.MIN_MEMORY_MB} MB,
+within 2 %, and take up to 30 % less time. Half a minute instead of a minute costs up to 5 % more.
+On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more. If your first
+rounds take much longer than projected (`gradshard show`), deploy with
+`AggregatorMemory={limits.MIN_MEMORY_MB}`. Within a minute, arm64, *total*:
 """,
     ]
     sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
@@ -247,7 +239,7 @@ def _codecs_section() -> str:
     models = (measurements.VGG16, measurements.GPT2_LARGE)
     rows = []
     for model in models:
-        for codec in (None, *CODECS):
+        for codec in (None, *(name for name in CODECS if name != "fp8")):
             projected = _compressed_round(model, codec)
             bill = projected.bill
             s3 = bill.s3_aggregators + bill.s3_clients
@@ -266,12 +258,12 @@ def _codecs_section() -> str:
 ## Savings by compression
 
 All clients [compress their updates](compression.md); tasks of {DEFAULT_MEMORY_MB} MB, M for a
-minute, *burst*. The result that clients download is F32. `topk` keeps 1 %.
+minute, *burst*. `fp8` costs what `int8` costs, and `topk` keeps 1 %.
 
 {format_table(("model", "codec", "M", "seconds", "Lambda", "S3 requests", "fees", "total"), rows)}
 
-With `int8`, Lambda's part is half of F32's, since tasks still decode and add every element. The
-fees stay. GradsSharding's authors measured {published}, without fees.
+The result that clients download is F32. GradsSharding's authors measured {published}, without
+fees.
 """
 
 
@@ -292,10 +284,6 @@ def _published(model: measurements.Model) -> float:
 
 def _fan_out_section() -> str:
     seconds = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
-    # An Express child's seconds cost what a second transition would.
-    even = (aws_prices.DOLLARS_PER_TRANSITION - aws_prices.DOLLARS_PER_EXPRESS_REQUEST) / (
-        aws_prices.EXPRESS_MEMORY_GB * aws_prices.DOLLARS_PER_EXPRESS_GB_SECOND
-    )
     rows = [
         (way.label, *(f"{1000 * amount:.3f}" for amount in way.dollars))
         for way in claims.fan_outs(seconds)
@@ -308,17 +296,14 @@ The fee of Step Functions for starting tasks of {seconds:.0f} s:
 
 {format_table(titles, rows)}
 
-An Express child's seconds cost more than a Standard child's two transitions if its tasks take more
-than {even:.0f} s. gradshard therefore runs up to {limits.INLINE_ITERATIONS} tasks in one Express
-child ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+[Decision 5](decisions/0005-express-children-of-forty-tasks.md) has the reason for children of
+{limits.INLINE_ITERATIONS} tasks.
 """
 
 
 def _events_section() -> str:
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
     told = pricing.notifications(measurements.CLIENTS)
-    changes = 3 * (told + 7 + vgg16.shards)
-    dear = changes * aws_prices.DOLLARS_PER_EVENT
     return f"""
 ## Notifications
 
@@ -326,10 +311,6 @@ S3 notifies an SNS topic of each object that clients upload, and SNS calls `coll
 charges ${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages, and nothing for
 calling a function ([AWS](https://aws.amazon.com/sns/pricing/)). A round has {told} messages, and
 one event of EventBridge that it has ended: ${1000 * vgg16.bill.events:.3f} per thousand rounds.
-
-With EventBridge, which gets all of a bucket's events or none ([AWS]({ALL_EVENTS})), a round of
-VGG-16 would have about {changes} events, ${1000 * dear:.2f} per thousand rounds. [Decision
-9](decisions/0009-a-small-round-pays-for-little.md) says why there is a topic at all.
 """
 
 
@@ -339,10 +320,9 @@ def _assumptions_section() -> str:
 
 - Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
   57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
-  MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both hold
-  for every system.
-- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
-  is {limits.MB_PER_VCPU} MB.
+  MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771).
+- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; a processor is
+  {limits.MB_PER_VCPU} MB. This and the bandwidth hold for every system.
 - Each function of a round starts cold once. Lambda bills the INIT phase
   ([AWS]({INIT_BILLED})): {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
   {speeds.TASK_INIT_CPU_SECONDS:g} (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
@@ -351,9 +331,6 @@ def _assumptions_section() -> str:
   deadline's schedule ($0.001 per thousand rounds).
 - All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
   are within 64 KiB, and nothing is retried.
-- Streamed trees may use Lambda's {measurements.TIMEOUT_SECONDS:.0f} s per task, but are charged as
-  Express children, which end after five minutes. Beyond 5 GiB they are cut as S3 demands, which the
-  planner rejects.
 """
 
 

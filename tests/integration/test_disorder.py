@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from gradshard_core.aggregation import reordered_reads
 from tests.integration.by_hand import Round, assert_average
 
 TENSORS = 20_000
@@ -81,9 +82,11 @@ def test_a_nan_in_another_order_is_found(open_round: Callable[..., Round]) -> No
 def test_an_order_that_costs_too_much_is_rejected(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.aggregation.gathering.MAX_FURTHER_REQUESTS", 0)
-    monkeypatch.setattr("gradshard_core.aggregation.gathering.GAP_BYTES", 1000)
-    monkeypatch.setattr("gradshard_core.aggregation.gathering.gathered_bytes", lambda: 1000)
+    monkeypatch.setattr(reordered_reads, "MAX_FURTHER_REQUESTS", 0)
+    monkeypatch.setattr(reordered_reads, "GAP_BYTES", 1000)
+    monkeypatch.setattr(
+        "gradshard_core.aggregation.reordered_reads.reorder_buffer_bytes", lambda: 1000
+    )
     names = [f"t{n}" for n in range(20)]
     update = {name: np.ones(100, "f4") for name in names}
     mixed = list(itertools.chain(*zip(names[:10], names[10:], strict=True)))

@@ -17,7 +17,7 @@ from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.formats import json_records
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.encoded import encode_layout
+from gradshard_core.formats.compressed_updates import encode_layout
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning import memory_projection

@@ -9,8 +9,8 @@ import pytest
 
 from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
@@ -111,7 +111,7 @@ def test_a_grid_is_cut_into_shards(open_round: Callable[..., Round]) -> None:
 def test_a_manifest_lists_every_task_whole_or_in_pieces(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", piece)
+    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", piece)
     monkeypatch.setattr("gradshard_core.rounds.finalize_round.READ_AT_A_TIME", 2)
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)

@@ -1,4 +1,4 @@
-"""The functions' requests beside boto3's for the same calls: the same on the wire, read alike."""
+"""The functions' requests beside boto3's for the same calls: the same on the s3, read alike."""
 
 import base64
 import contextlib

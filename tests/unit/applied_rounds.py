@@ -34,7 +34,7 @@ class MemoryFederation:
         for name in ("resume", "schedule_deadline", "cancel_deadline", "publish"):
             monkeypatch.setattr(aws_callbacks, name, lambda *_: True)
         self.store = MemoryStore()
-        self.wire: Any = MemoryWire(self.store)
+        self.s3: Any = MemoryWire(self.store)
         self.model = Model(MemoryStack(self.store))
         self._rounds = 0
 
@@ -68,7 +68,7 @@ class MemoryFederation:
         for level in levels_of(planned):
             for batch in self.store.get_json(level["key"]):
                 for task in batch["tasks"]:
-                    aggregate_shard(self.wire, keys.round_id, attempt=0, task=Task(**task["task"]))
+                    aggregate_shard(self.s3, keys.round_id, attempt=0, task=Task(**task["task"]))
         assert finalize_round(self.store, keys.round_id) == {"status": "completed"}
         self.manifest = self.store.get_json(keys.manifest)
         self.plan = self.store.get_json(keys.plan, parse_plan)

@@ -59,7 +59,7 @@ class Keeper:
     def step(self, function: str, **event: Any) -> dict[str, Any]:
         module = self.load(function)
         vars(module).update(
-            store=self.store, answers=self.aggregator, wire=MemoryWire(self.aggregator)
+            store=self.store, answers=self.aggregator, s3=MemoryWire(self.aggregator)
         )
         answer: dict[str, Any] = module.handler(json.loads(json.dumps(event)), Context())
         return answer

@@ -27,8 +27,8 @@ from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfi
 from gradshard_core.planning.masking import check_unused
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec_parsing import parse_spec
-from gradshard_core.planning.spec_workload import workload_of
+from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.planning.round_workload import workload_of
 
 if TYPE_CHECKING:
     from gradshard.client.stack import Stack

@@ -22,7 +22,7 @@ from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.planning.spec import DEFAULT_TIMEOUT
+from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation

@@ -19,7 +19,7 @@ from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
 from gradshard_core.aggregation.addition_order import format_order
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.errors import (
     ChangedObjectError,
@@ -28,7 +28,7 @@ from gradshard_core.errors import (
     SpecError,
     UpdateError,
 )
-from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.headers import Header, header_length, parse_samples
 from gradshard_core.formats.keys import (
     ObjectVersion,
@@ -39,7 +39,7 @@ from gradshard_core.formats.keys import (
     sender_of,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
-from gradshard_core.formats.masked import Share, masked_layout
+from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
 from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.option_parsers import InboxSpec
@@ -53,14 +53,14 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayerWeights,
     PlannedLayout,
 )
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import parse_report
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import FEDAVG
+from gradshard_core.stragglers.training_report import parse_report
 
 THREADS: Final = 16
 """Headers read at once: enough to hide the requests' latency."""

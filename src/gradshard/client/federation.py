@@ -110,8 +110,8 @@ class Federation:
         from gradshard.client.opening import encode_spec, wait_until_open
         from gradshard.client.round import Round
         from gradshard.client.upload_source import layout_record
-        from gradshard_core.planning.spec_parsing import parse_new_spec
-        from gradshard_core.records.round_spec import read_spec, with_room
+        from gradshard_core.planning.round_spec_parsing import parse_new_spec
+        from gradshard_core.records.stored_spec import read_spec, with_room
 
         fields: dict[str, Any] = {"clients": clients, **options}
         if (layout := options.get("layout")) is not None:

@@ -104,7 +104,7 @@ class FollowUp:
         if not invitation.is_open:
             current = state.invitation
             return current is None or current.round_id != invitation.round_id
-        return self._has_counted(invitation, state) or invitation.version < state.dismissed
+        return self._has_counted(invitation, state) or invitation.version < state.settled_before
 
     def _has_counted(self, invitation: Invitation, state: TrainingState) -> bool:
         """Whether an update of a buffered training has counted, as far as the state says it."""

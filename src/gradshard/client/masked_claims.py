@@ -9,7 +9,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Masking, encoding_of
 from gradshard_core.planning.plan_parts import Contributor
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.s3.store import S3Store
 
 NOT_PROVED: Final = (

@@ -12,7 +12,7 @@ from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import Progress, upload
-from gradshard_core.aggregation.buffers import (
+from gradshard_core.aggregation.model_buffers import (
     check_patterns,
     conventional,
     named,
@@ -140,7 +140,8 @@ class Model:
             Names, or patterns of names, of tensors that rounds average and no optimizer steps. For
             PyTorch, use :func:`gradshard.torch.buffers`. By default the buffers of the version
             before, and tensors with BatchNorm's names
-            (``gradshard_core.aggregation.buffers.CONVENTIONAL``). Integers are always buffers.
+            (``gradshard_core.aggregation.model_buffers.CONVENTIONAL``). Integers are always
+            buffers.
         progress
             Called with the bytes sent and the total.
 

@@ -14,7 +14,7 @@ from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, PaddedContent, check_finite, content_of
 from gradshard.client.uploads import Progress, ignore_progress
 from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError
-from gradshard_core.formats.encoded import check_taken
+from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 
 

@@ -44,7 +44,7 @@ FRESH_SECONDS: Final = 60.0
 """Age up to which a rejection is none of a notice's age."""
 
 ANSWER_SECONDS: Final = 120.0
-"""How long a new notice is waited for after a knock; a cold start and an event take seconds."""
+"""How long a new notice is waited for after a request; a cold start and an event take seconds."""
 
 
 class TicketTraining:
@@ -238,7 +238,7 @@ class TicketTraining:
         return notice
 
     def _first_accepted(self, method: str) -> Answer | None:
-        """Read the notice or knock, with the newest URLs that S3 accepts."""
+        """Read the notice, or ask for a new one, with the newest URLs that S3 accepts."""
         requests = TicketRequests(self.ticket)
         for number, urls in enumerate(self.ticket.urls):
             try:
@@ -253,7 +253,7 @@ class TicketTraining:
 
 
 def _url(urls: NoticeUrls, method: str) -> str:
-    return urls.notice if method == "GET" else urls.knock
+    return urls.notice if method == "GET" else urls.renewal
 
 
 def _headers(method: str) -> dict[str, str]:

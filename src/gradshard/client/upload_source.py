@@ -19,8 +19,8 @@ from gradshard.client.tensors import pack
 from gradshard.utils.atomic_file import kind_of
 from gradshard_core.aggregation.arithmetic import first_nonfinite
 from gradshard_core.errors import UpdateError
+from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import parse_update
 from gradshard_core.formats.headers import (
     MAX_HEADER_BYTES,
     SAMPLES_KEY,
@@ -31,7 +31,7 @@ from gradshard_core.formats.headers import (
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header, shorten
 from gradshard_core.formats.metrics import encode_metrics
-from gradshard_core.stragglers.assignments import report_metadata
+from gradshard_core.stragglers.training_report import report_metadata
 from gradshard_core.units import MIB
 
 ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -222,7 +222,7 @@ def layout_record(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     ----------
     layout
         The path of a .safetensors file, tensors by name, or dtypes and shapes by name, which are
-        left to :func:`gradshard_core.planning.spec_parsing.parse_spec`.
+        left to :func:`gradshard_core.planning.round_spec_parsing.parse_spec`.
 
     Raises
     ------
@@ -369,7 +369,7 @@ def content_of(
         The update.
     training
         The client's report of its training
-        (:func:`gradshard_core.stragglers.assignments.report_metadata`).
+        (:func:`gradshard_core.stragglers.training_report.report_metadata`).
     metrics
         The client's metrics (:func:`gradshard_core.formats.metrics.encode_metrics`).
 

@@ -37,7 +37,7 @@ class Trial:
     label
         The name that people read.
     topology, fan_in, order, weights, shards
-        The options of :class:`gradshard_core.planning.spec.RoundSpec`.
+        The options of :class:`gradshard_core.planning.round_spec.RoundSpec`.
     """
 
     label: str

@@ -7,7 +7,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import AUTO
 from gradshard_core.planning import round_cost
-from gradshard_core.planning.spec_parsing import default_quorum
+from gradshard_core.planning.round_spec_parsing import default_quorum
 from gradshard_core.stragglers.salf import FEDAVG
 
 Facts = dict[str, Any]

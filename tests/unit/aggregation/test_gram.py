@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import gram, kernel, sharding
-from gradshard_core.aggregation.buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.gram import ExactSum, Measuring, chunk_ranges, cut_chunks
 from gradshard_core.aggregation.kernel import NonFiniteSumError, Source, Zone, aggregate
+from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.formats.layout import Layout
 from tests import reference
 from tests.unit.aggregation.test_kernel import TENSOR, MemorySource, random_updates

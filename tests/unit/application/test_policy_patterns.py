@@ -69,9 +69,9 @@ def model_keys(name: str) -> Iterator[str]:
 def training_keys(name: str) -> Iterator[str]:
     keys = TrainingKeys(name)
     yield from (keys.spec, keys.state, keys.piece("0a1b"))
-    yield from (keys.knock_for(first, last) for first in CLIENTS for last in CLIENTS[:2])
+    yield from (keys.renewal_for(first, last) for first in CLIENTS for last in CLIENTS[:2])
     for client in CLIENTS:
-        yield from (keys.member(client), keys.notice(client), keys.knock(client))
+        yield from (keys.member(client), keys.notice(client), keys.renewal(client))
     yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))
 
 

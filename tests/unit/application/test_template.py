@@ -20,7 +20,7 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.limits import MAX_STACK_NAME
-from gradshard_core.planning.spec import MAX_TIMEOUT
+from gradshard_core.planning.round_spec import MAX_TIMEOUT
 from gradshard_core.rounds import aws_callbacks
 from tests.second.deployed import function_variables
 
@@ -187,7 +187,7 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/state.json": "how far it is",
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
     "${Bucket.Arn}/trainings/*/notices/*": "what holders of tickets read",
-    "${Bucket.Arn}/trainings/*/knocks/*": "what they write, to have it renewed",
+    "${Bucket.Arn}/trainings/*/renewals/*": "what they write, to have it renewed",
     "${Bucket.Arn}/trainings/*/holders/*": "what a function writes, to have those of many renewed",
     "${Bucket.Arn}/trainings/*/members/*": "who has joined",
     "${Bucket.Arn}/trainings/*/pieces/*": "pieces of long lists in state and records",
@@ -446,8 +446,8 @@ TOLD = {
     ],
     "TrainingTopic": [
         TrainingKeys("t").state,
-        TrainingKeys("t").knock("client-1"),
-        TrainingKeys("t").knock_for("client-1", "client-2"),
+        TrainingKeys("t").renewal("client-1"),
+        TrainingKeys("t").renewal_for("client-1", "client-2"),
     ],
 }
 

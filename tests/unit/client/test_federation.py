@@ -44,9 +44,9 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Rejection,
 )
-from gradshard_core.planning.spec_parsing import parse_spec
-from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import read_expected
+from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -519,7 +519,7 @@ def test_a_file_that_a_stranger_made_is_a_ticket_or_is_none(make: Make, kind: st
         record |= {"masked": agreed, "layout": layout}
     elif kind == "training":
         cls, about = TrainingTicket, {"training": "t", "client": "a", "expires_at": expires}
-        record = {"training_ticket": 1, **about, "urls": [{"notice": url, "knock": url}]}
+        record = {"training_ticket": 1, **about, "urls": [{"notice": url, "renewal": url}]}
     elif kind == "verification":
         cls, about = VerificationTicket, {"round_id": "r", "client": "a", "expires_at": expires}
         record = {"verification_ticket": 1, **about, "objects": [["k", "", url]]}

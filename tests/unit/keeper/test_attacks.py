@@ -109,7 +109,7 @@ def answer_interrupted(keeper: Keeper, counted: Counted) -> None:
         found = {
             "store": Interrupted(keeper.store, counted),
             "answers": Interrupted(keeper.aggregator, counted),
-            "wire": MemoryWire(keeper.aggregator),
+            "s3": MemoryWire(keeper.aggregator),
         }
         vars(module).update(found)
         try:

@@ -207,9 +207,9 @@ class MortalKeeper(Keeper):
 
     def step(self, function: str, **event: Any) -> dict[str, Any]:
         module = self.load(function)
-        wire = MemoryWire(self.aggregator)
+        s3 = MemoryWire(self.aggregator)
         answers = Mortal(self.aggregator, self._fate)
-        vars(module).update(store=self.store, answers=answers, wire=wire)
+        vars(module).update(store=self.store, answers=answers, s3=s3)
         answer: dict[str, Any] = module.handler(event, Context())
         return answer
 

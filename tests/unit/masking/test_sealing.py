@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from gradshard_core.formats.masked import roster_digest
+from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.masking import sealing
 from gradshard_core.masking.sealing import SealContext, SealError, seal, unseal
 

@@ -115,7 +115,7 @@ EVENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"training": "t1", "run": 1, "error": "E", "cause": "c"},
         {"status": "paused"},
     ),
-    "write_notices": (uploaded("trainings/t1/knocks/a.knock"), {"written": 1}),
+    "write_notices": (uploaded("trainings/t1/renewals/a.renewal"), {"written": 1}),
 }
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import sharding, topologies
-from gradshard_core.aggregation.gathering import Disorder
+from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.layout import Layout, Span
 from gradshard_core.planning import limits, memory_projection, planner, speeds, transfers

@@ -18,8 +18,8 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
 from gradshard_core.planning.round_cost import measured
-from gradshard_core.planning.spec_parsing import parse_spec
-from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.collect_update import collect_update

@@ -27,11 +27,11 @@ from gradshard_core.errors import (
     UnreadableObjectError,
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys
-from gradshard_core.formats.pieces import is_in_pieces
+from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing, training_cost
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
@@ -60,7 +60,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
     for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
-    monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
 
 

@@ -351,7 +351,7 @@ class Machine:
             return
 
     def _aggregate(self, name: str) -> None:
-        wire: Any = MemoryWire(self.store)
+        s3: Any = MemoryWire(self.store)
         outcome: dict[str, Any] = {"status": "replan", "reason": "complete", "attempt": 0}
         while outcome["status"] == "replan":
             attempt = outcome["attempt"]
@@ -360,7 +360,7 @@ class Machine:
             for level in levels_of(planned):
                 for batch in self.store.get_json(level["key"]):
                     for task in batch["tasks"]:
-                        aggregate_shard(wire, name, attempt=attempt, task=Task(**task["task"]))
+                        aggregate_shard(s3, name, attempt=attempt, task=Task(**task["task"]))
             outcome = finalize_round(self.store, name)
         assert outcome["status"] == "completed"
 

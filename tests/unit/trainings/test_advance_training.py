@@ -15,12 +15,12 @@ from gradshard.client import participation
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.formats.metrics import MAX_KEPT
-from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec_parsing import parse_new_spec
-from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.records.stored_lists import read_expected
+from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from gradshard.client.training_access import Member
-from gradshard_core.formats.keys import RoundKeys, parse_knock_key
-from gradshard_core.formats.pieces import is_in_pieces
+from gradshard_core.formats.keys import RoundKeys, parse_renewal_key
+from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning import limits
 from gradshard_core.records.notice import Notice
-from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.start_training import start_training
@@ -40,7 +40,7 @@ def lower_sizes(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
     for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
         patch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
-    patch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
+    patch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
 
 
 def train(client: str, model: Any, invitation: Invitation) -> Any:
@@ -167,7 +167,7 @@ def test_many_holders_of_tickets_get_what_few_get(
         put = machine.store.put_bytes
 
         def putting(key: str, body: bytes, **others: Any) -> bool:
-            told.extend([key] if key.endswith(".knock") else [])
+            told.extend([key] if key.endswith(".renewal") else [])
             return put(key, body, **others)
 
         monkeypatch.setattr(machine.store, "put_bytes", putting)
@@ -188,10 +188,10 @@ def test_many_holders_of_tickets_get_what_few_get(
     assert notices(new_machine(), 8) == whole
 
 
-def test_a_knock_for_many_holders_names_clients_of_a_training() -> None:
-    assert parse_knock_key("trainings/t/holders/a@b.knock") == ("t", "a", "b")
-    for name in ("holders/a.knock", "holders/a@b@c.knock", "holders/a@plan.knock"):
-        assert parse_knock_key(f"trainings/t/{name}") is None
+def test_a_renewal_for_many_holders_names_clients_of_a_training() -> None:
+    assert parse_renewal_key("trainings/t/holders/a@b.renewal") == ("t", "a", "b")
+    for name in ("holders/a.renewal", "holders/a@b@c.renewal", "holders/a@plan.renewal"):
+        assert parse_renewal_key(f"trainings/t/{name}") is None
 
 
 def test_thousands_of_short_ids_go_through_the_state_machine(machine: Machine) -> None:

@@ -8,7 +8,7 @@ import pytest
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Task
-from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.s3.task_client import TaskS3Client
@@ -51,10 +51,10 @@ def test_a_client_that_the_rule_left_out_has_missed_nothing(machine: Machine) ->
 def test_a_client_that_the_rule_left_out_of_a_round_that_fails_has_answered(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(wire: TaskS3Client, name: str, *, attempt: int, task: Task) -> dict[str, Any]:
+    def fail(s3: TaskS3Client, name: str, *, attempt: int, task: Task) -> dict[str, Any]:
         if attempt == 1:
             raise PlanError("the second pass fails")
-        return aggregate_shard(wire, name, attempt=attempt, task=task)
+        return aggregate_shard(s3, name, attempt=attempt, task=task)
 
     monkeypatch.setattr("tests.unit.trainings.machine.aggregate_shard", fail)
     of_round = {"rule": {"name": "krum", "f": 2}, "server_optimizer": DELTAS}

@@ -21,9 +21,9 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradshard_core.aggregation.buffers import Stretches, is_in
-from gradshard_core.aggregation.columns import take_rows
 from gradshard_core.aggregation.kernel import Block, Piece, Source, check_finite
+from gradshard_core.aggregation.model_buffers import Stretches, is_in
+from gradshard_core.aggregation.robust_by_element import take_rows
 from gradshard_core.aggregation.sharding import (
     MAX_ELEMENT_BYTES,
     ROW_BYTES,

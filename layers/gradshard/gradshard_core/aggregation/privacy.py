@@ -36,9 +36,9 @@ from typing import Any, ClassVar, Final, NamedTuple
 import numpy as np
 
 from gradshard_core.aggregation import arithmetic, noise
-from gradshard_core.aggregation.gram_rules import Decision, Gram, norms_of
 from gradshard_core.aggregation.kernel import Block, Piece, Source, pieces_of
 from gradshard_core.aggregation.noise_tree import Place, parse_place
+from gradshard_core.aggregation.robust_by_weight import Decision, Gram, norms_of
 from gradshard_core.aggregation.sharding import block_bytes, count_elements
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span
@@ -296,7 +296,7 @@ class PrivateSum:
         Whether inputs are partial sums, which are whole numbers in float64.
     to_sums
         Whether the output is a partial sum, to which no noise is added.
-    gathers
+    is_disordered
         Whether some inputs have their tensors in another order.
     """
 
@@ -304,7 +304,7 @@ class PrivateSum:
     divisor: int
     of_sums: bool = False
     to_sums: bool = False
-    gathers: bool = False
+    is_disordered: bool = False
     accumulator: ClassVar[np.dtype[Any]] = np.dtype(np.float64)
 
     def rows(self, _inputs: int) -> int:
@@ -313,7 +313,7 @@ class PrivateSum:
 
     def block_bytes(self, inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
-        return block_bytes(inputs, gathers=self.gathers)
+        return block_bytes(inputs, is_disordered=self.is_disordered)
 
     def take(
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block

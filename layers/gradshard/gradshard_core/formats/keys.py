@@ -16,7 +16,7 @@ DEFAULT_MODEL: Final = "model"
 UPDATE_SUFFIX: Final = ".safetensors"
 MEMBER_SUFFIX: Final = ".joined"
 NOTICE_SUFFIX: Final = ".notice"
-KNOCK_SUFFIX: Final = ".knock"
+RENEWAL_SUFFIX: Final = ".renewal"
 """Not ``.json``: in policies ``*`` matches slashes, so ``trainings/*/state.json`` would match the
 object of a client called ``state``."""
 
@@ -30,10 +30,10 @@ _UPDATE_KEY: Final = re.compile(
     rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}",
     re.DOTALL,
 )
-_KNOCK_KEY: Final = re.compile(
+_RENEWAL_KEY: Final = re.compile(
     rf"{TRAININGS}(?P<training>{_TRAINING_ID.pattern})/"
-    rf"(?:state\.json|(?:knocks/(?P<client>{_ID.pattern})"
-    rf"|holders/(?P<first>{_ID.pattern})@(?P<last>{_ID.pattern})){re.escape(KNOCK_SUFFIX)})"
+    rf"(?:state\.json|(?:renewals/(?P<client>{_ID.pattern})"
+    rf"|holders/(?P<first>{_ID.pattern})@(?P<last>{_ID.pattern})){re.escape(RENEWAL_SUFFIX)})"
 )
 
 
@@ -154,10 +154,10 @@ def parse_update_key(key: str) -> UpdateKey | None:
     return UpdateKey(match["round"], match["client"]) if match else None
 
 
-class KnockKey(NamedTuple):
-    """What a knock's key names: a training, and the first and the last client that it is for.
+class RenewalKey(NamedTuple):
+    """What the key of a request for renewal names: a training, and the clients that it is for.
 
-    In the key of a state, these are None.
+    These are from the first to the last one; in the key of a state, both are None.
     """
 
     training: str
@@ -165,15 +165,15 @@ class KnockKey(NamedTuple):
     last: str | None
 
 
-def parse_knock_key(key: str) -> KnockKey | None:
-    """Read what the key of a knock or of a state names; None for other keys."""
-    match = _KNOCK_KEY.fullmatch(key)
+def parse_renewal_key(key: str) -> RenewalKey | None:
+    """Read what the key of a request for renewal, or of a state, names; None for other keys."""
+    match = _RENEWAL_KEY.fullmatch(key)
     if match is None:
         return None
     first, last = match["client"] or match["first"], match["client"] or match["last"]
     if not all(client is None or is_client(client) for client in (first, last)):
         return None
-    return KnockKey(match["training"], first, last)
+    return RenewalKey(match["training"], first, last)
 
 
 class InboxId(NamedTuple):
@@ -345,17 +345,17 @@ class TrainingKeys:
         """Return the key of what the holder of a client's ticket reads of the training."""
         return f"{self.notices}{check_id('client', client)}{NOTICE_SUFFIX}"
 
-    def knock(self, client: str) -> str:
+    def renewal(self, client: str) -> str:
         """Return the key that a ticket's holder writes, to have its notice renewed."""
-        return f"{self.root}knocks/{check_id('client', client)}{KNOCK_SUFFIX}"
+        return f"{self.root}renewals/{check_id('client', client)}{RENEWAL_SUFFIX}"
 
-    def knock_for(self, first: str, last: str) -> str:
+    def renewal_for(self, first: str, last: str) -> str:
         """Return the key that a function writes, to have the notices of many clients written.
 
         No id has the character between them.
         """
         check_id("client", first)
-        return f"{self.root}holders/{first}@{check_id('client', last)}{KNOCK_SUFFIX}"
+        return f"{self.root}holders/{first}@{check_id('client', last)}{RENEWAL_SUFFIX}"
 
     def member(self, client: str) -> str:
         """Return the key by whose object a client has joined."""

@@ -45,8 +45,8 @@ class Run(NamedTuple):
     """A contributor's object has bytes [start, end) of the layout at ``offset``.
 
     ``size`` is the size of an element if the run is encoded
-    (:mod:`gradshard_core.formats.encoded`), and 0 if its bytes stand there as they are. An encoded
-    run has ``stored`` bytes in the object.
+    (:mod:`gradshard_core.formats.compressed_updates`), and 0 if its bytes stand there as they are.
+    An encoded run has ``stored`` bytes in the object.
     """
 
     start: int

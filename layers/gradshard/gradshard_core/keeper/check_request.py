@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, is_client
-from gradshard_core.formats.masked import PROTOCOL, roster_digest
+from gradshard_core.formats.masked_updates import PROTOCOL, roster_digest
 from gradshard_core.keeper.records import (
     KeeperKeys,
     Stream,

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
-from gradshard_core.formats.masked import PROTOCOL
+from gradshard_core.formats.masked_updates import PROTOCOL
 
 REQUESTS: Final = "requests/"
 

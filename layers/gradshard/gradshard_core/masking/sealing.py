@@ -23,7 +23,7 @@ from pyhpke import AEADId, CipherSuite, KDFId, KEMId, KEMKey, KEMKeyPair
 from pyhpke.exceptions import PyHPKEError
 
 from gradshard_core.errors import GradshardError
-from gradshard_core.formats.masked import PROTOCOL, framed
+from gradshard_core.formats.masked_updates import PROTOCOL, framed
 from gradshard_core.masking.key_stream import SEED_BYTES
 
 KEY_BYTES: Final = 32
@@ -49,7 +49,7 @@ class SealContext:
         The round, and the client that seals.
     roster
         The SHA-256 of the clients among whose updates the client's own is hidden
-        (:func:`gradshard_core.formats.masked.roster_digest`).
+        (:func:`gradshard_core.formats.masked_updates.roster_digest`).
     min_clients
         The fewest updates that may be added up.
     encoding

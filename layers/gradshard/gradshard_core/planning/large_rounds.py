@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from gradshard_core.formats.pieces import PIECE
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning import limits, speeds
 
 READ_AT_ONCE: Final = 4096

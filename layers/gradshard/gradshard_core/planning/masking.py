@@ -16,10 +16,10 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.masked import elements_of, roster_digest
+from gradshard_core.formats.masked_updates import elements_of, roster_digest
 
 if TYPE_CHECKING:
-    from gradshard_core.planning.spec import RoundSpec
+    from gradshard_core.planning.round_spec import RoundSpec
 
 MASKED: Final = "masked"
 """How contributors of masked rounds are weighed: by counts that nobody sees."""
@@ -107,7 +107,7 @@ class Agreement(NamedTuple):
         The terms with which the round was opened.
     clients, roster
         The number of clients on the roster, and their digest
-        (:func:`gradshard_core.formats.masked.roster_digest`).
+        (:func:`gradshard_core.formats.masked_updates.roster_digest`).
     min_clients
         The fewest updates that may be added up.
     """

@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from gradshard_core.aggregation.gathering import GROUPED
+from gradshard_core.aggregation.reordered_reads import GROUPED
 from gradshard_core.aggregation.sharding import (
     ROW_BYTES,
     SLICE_BYTES,
@@ -11,10 +11,10 @@ from gradshard_core.aggregation.sharding import (
     WIDENING,
     block_bytes,
     chunks_at_once,
-    gathered_bytes,
     receive_buffer_bytes,
+    reorder_buffer_bytes,
 )
-from gradshard_core.formats.pieces import PIECE
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
@@ -108,7 +108,7 @@ def project_memory(
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
-    projected = resident + runtime + arithmetic + streams + step + plan + gathered + decoding,
+    projected = resident + runtime + arithmetic + streams + step + plan + reordering + decoding,
     where
 
     - *arithmetic*: an accumulator of one block for each of the ``depth`` levels of the task's
@@ -123,14 +123,14 @@ def project_memory(
     - *step*: if the average is applied, a stream to read and one to write for each of ``models``,
       and the arrays of the optimizer's step;
     - *plan*: the parsed plan, which grows with the number of contributors, layers and runs;
-    - *gathered*: if tensors are in another order, a block of an input, the slice that was read for
-      it, and the positions of its stretches; for a robust rule those of every input;
+    - *reordering*: if tensors are in another order, a block of an input, the slice that was read
+      for it, and the positions of its stretches; for a robust rule those of every input;
     - *decoding*: if updates are compressed, the buffers and tables of the codecs, and a unit of
       each input and of one more that is being read.
 
     It depends neither on the update's size nor on M.
     """
-    block = block_bytes(inputs, depth, gathers=is_disordered)
+    block = block_bytes(inputs, depth, is_disordered=is_disordered)
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     if held_widening is not None:
         # Of a task that measures: the chunks that it reads at a time, and one in float64.
@@ -144,11 +144,11 @@ def project_memory(
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
     step = STEP_BYTES if models else 0
-    gathered = gathered_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
+    reordering = reorder_buffer_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
     if held_widening is not None:
-        gathered *= inputs
+        reordering *= inputs
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
-    buffers += gathered if is_disordered else 0
+    buffers += reordering if is_disordered else 0
     if is_compressed:
         buffers += DECODING_BYTES + (inputs + 1) * (BLOCK_BYTES + UNIT_FACTOR * unit_bytes)
     return RESIDENT_MB + RUNTIME_MB + buffers / MIB

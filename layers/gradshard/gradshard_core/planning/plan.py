@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL
-from gradshard_core.aggregation.buffers import clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.model_buffers import clip_stretches
 from gradshard_core.aggregation.privacy import (
     Grid,
     PrivateSum,
@@ -24,7 +24,7 @@ from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Span
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.masking import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NextModel,
@@ -121,10 +121,10 @@ class Plan:
     @property
     def is_complete(self) -> bool:
         """Whether neither a group of clients nor the keeper is awaited any more."""
-        return not (self.stage.awaited or self.is_asking)
+        return not (self.stage.awaited or self.awaits_keeper)
 
     @property
-    def is_asking(self) -> bool:
+    def awaits_keeper(self) -> bool:
         """Whether the keeper's sum of the masks is awaited."""
         return self.masking is not None and self.masking.answer is None
 
@@ -297,7 +297,7 @@ class Plan:
 
         A masked round has one level without tasks until its keeper has answered.
         """
-        if self.is_asking:
+        if self.awaits_keeper:
             return [[]]
         lowest, groups = self.tasks(0), self.stage.groups
         if groups is not None:
@@ -321,21 +321,21 @@ class Plan:
         below = len(self.levels[task.level - 1].groups)
         return [n for n in numbers if self.has_inputs(task.level - 1, n % below)]
 
-    def reduction(self, level: int, inputs: int, *, gathers: bool = False) -> Reduction:
+    def reduction(self, level: int, inputs: int, *, is_disordered: bool = False) -> Reduction:
         """Return how the tasks of a level combine their inputs.
 
         Parameters
         ----------
         level, inputs
             The level, and how many inputs the task has.
-        gathers
+        is_disordered
             Whether some inputs have their tensors in another order.
         """
         computation = self.computation
         if computation.measures:
             return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
-        if computation.robust is not None and computation.robust.is_columns:
-            return computation.robust.reduction(gathers=gathers)
+        if computation.robust is not None and computation.robust.is_elementwise:
+            return computation.robust.reduction(is_disordered=is_disordered)
         is_last = self.is_last(level)
         if computation.dp is not None:
             return PrivateSum(
@@ -343,7 +343,7 @@ class Plan:
                 computation.dp.divisor(len(self.contributors)),
                 of_sums=level > 0,
                 to_sums=not is_last,
-                gathers=gathers,
+                is_disordered=is_disordered,
             )
         if self.masking is not None:
             decoding = Decoding(self.masking.fixed, self.masking.total)
@@ -354,7 +354,7 @@ class Plan:
             to_sums=not is_last,
             divisor=self.divisor if is_last else 1,
             allow_nonfinite=self.computation.allow_nonfinite,
-            gathers=gathers,
+            is_disordered=is_disordered,
         )
 
     @property

@@ -7,21 +7,21 @@ from typing import Any, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.buffers import Stretches
 from gradshard_core.aggregation.gram_sample import Sample
+from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.aggregation.privacy import (
     PrivacyMechanism,
 )
-from gradshard_core.aggregation.robust_rules import RobustRule
-from gradshard_core.formats.encoded import EncodedRuns
+from gradshard_core.aggregation.robust_registry import RobustRule
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
-from gradshard_core.formats.masked import Share
+from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning.outputs import (
     NO_HEADER,
     StoredHeader,
 )
-from gradshard_core.stragglers.assignments import Report
+from gradshard_core.stragglers.training_report import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +210,9 @@ class Computation:
     shards
         M.
     topology, order, weights
-        As in :class:`gradshard_core.planning.spec.RoundSpec`, with the order that was chosen. Under
-        a rule over columns, and while updates are measured, weights are ``equal``. After that they
-        are ``measured``.
+        As in :class:`gradshard_core.planning.round_spec.RoundSpec`, with the order that was chosen.
+        Under an element-wise rule, and while updates are measured, weights are ``equal``. After
+        that they are ``measured``.
     rule
         The rule for partial updates, or the robust rule; ``fedavg`` without one.
     layers

@@ -7,8 +7,8 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.planning import large_rounds, limits, planner, pricing, round_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_workload import workload_of
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_workload import workload_of
 
 TRANSITIONS: Final = 3
 """Of federation.asl.json for each round: AdvanceTraining, WhatIsNext, RunRound."""

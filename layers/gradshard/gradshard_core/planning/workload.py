@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import Sample
+from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.planning.pricing import NO_LISTS, Lists
@@ -117,7 +117,7 @@ class Workload:
 
     @property
     def is_disordered(self) -> bool:
-        """Whether any update has its tensors in another order, so that blocks are gathered."""
+        """Whether any update has its tensors in another order than the layout."""
         return any(disorder.groups for disorder in self.disorder)
 
     def measured_reads(self, shards: int) -> tuple[float, int]:

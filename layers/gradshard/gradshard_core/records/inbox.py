@@ -60,7 +60,7 @@ def read_counted(
     store: S3Store, keys: TrainingKeys, state: TrainingState, client: str, version: int
 ) -> str | None:
     """As :func:`has_counted`, of any version: the state names the updates of the last ones."""
-    if version >= state.dismissed:
+    if version >= state.settled_before:
         return has_counted(state.counted, client, version)
     kept = store.get_json(keys.inbox(version).counted) or {}
     return has_counted({str(version): kept}, client, version)

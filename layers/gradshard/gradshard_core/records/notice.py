@@ -23,12 +23,12 @@ class NoticeUrls(NamedTuple):
     ----------
     notice
         The URL for a GET of the notice.
-    knock
+    renewal
         The URL for a PUT by which its holder asks for it to be written anew.
     """
 
     notice: str
-    knock: str
+    renewal: str
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.formats.pieces import (
+from gradshard_core.formats.list_pieces import (
     Get,
     ListWriter,
     Put,

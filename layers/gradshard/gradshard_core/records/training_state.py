@@ -14,10 +14,11 @@ from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
-from gradshard_core.formats.pieces import Get, StoredList, is_in_pieces
+from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
 from gradshard_core.planning.option_parsers import encode_clients
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.training_spec import TrainingSpec, parse_training_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.stored_lists import read_kept, store_kept
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -144,12 +145,12 @@ class TrainingState:
     first_version
         In buffered mode, the version with which the training began, or which others have made
         since: updates from earlier ones do not count.
-    dismissed
+    settled_before
         In buffered mode, the version before which every update has counted or was rejected.
     counted
         In buffered mode, which updates have counted: by the version from which they began and by
         client, the first characters of their ETags. Versions that are too old are left out.
-    again
+    repeated_round
         In buffered mode, the round whose updates the next one takes, because it failed after it had
         been planned.
     last_round
@@ -167,15 +168,15 @@ class TrainingState:
         The number of failures of the next round since the training was last resumed.
     repetition
         The number of its failures in all, which is part of its id.
-    draw
+    redraws
         The number of times that its clients were drawn anew.
     waits_until
         The time until which the training waits, ISO 8601; None if the next round can begin.
-    gathers_since
+    lacks_members_since
         The time since which too few clients have joined for a round, ISO 8601.
     evaluated
         The number of the last round after which the model was evaluated.
-    best, no_better
+    best, values_since_best
         The best version, and how many values of the metric since then were no better.
     dollars
         The cost of all rounds so far, and of the last one.
@@ -206,19 +207,19 @@ class TrainingState:
     invitation: Invitation | None = None
     failures: int = 0
     repetition: int = 0
-    draw: int = 0
+    redraws: int = 0
     waits_until: str | None = None
-    gathers_since: str | None = None
+    lacks_members_since: str | None = None
     evaluated: int = 0
     best: Best | None = None
-    no_better: int = 0
+    values_since_best: int = 0
     dollars: float = 0.0
     last_dollars: Mapping[str, float] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
     first_version: int = 1
-    dismissed: int = 1
+    settled_before: int = 1
     counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    again: str | None = None
+    repeated_round: str | None = None
     suspects: tuple[str, ...] = ()
     clip: float | None = None
     tree: NoiseTree | None = None

@@ -13,8 +13,8 @@ from gradshard_core.planning.plan_parts import Participants
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.manifest import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key
-from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.store import S3Store

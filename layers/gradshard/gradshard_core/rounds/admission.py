@@ -6,9 +6,9 @@ from functools import cache
 from typing import Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.gathering import ADVICE, MAX_RUNS, Disorder
+from gradshard_core.aggregation.reordered_reads import ADVICE, MAX_RUNS, Disorder
 from gradshard_core.errors import GradshardError, PlanError, UpdateError
-from gradshard_core.formats.encoded import (
+from gradshard_core.formats.compressed_updates import (
     EncodedLayout,
     EncodedRuns,
     check_taken,
@@ -17,20 +17,20 @@ from gradshard_core.formats.encoded import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
-from gradshard_core.formats.masked import Share, masked_layout
+from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan_parts import Contributor, Rejection
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
-from gradshard_core.rounds.inbox import Address
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
 from gradshard_core.rounds.survey import Facts, Surveyed
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import Report, parse_report
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import check_usable
+from gradshard_core.stragglers.training_report import Report, parse_report
 
 NAMED: Final = 20
 """Clients that an error names."""

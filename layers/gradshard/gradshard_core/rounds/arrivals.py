@@ -6,7 +6,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
-from gradshard_core.formats.encoded import check_taken, parse_update
+from gradshard_core.formats.compressed_updates import check_taken, parse_update
 from gradshard_core.formats.headers import (
     FIRST_READ_BYTES,
     MAX_HEADER_BYTES,
@@ -24,16 +24,16 @@ from gradshard_core.formats.keys import (
     sender_of,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES
-from gradshard_core.formats.masked import Share
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.rounds import aws_callbacks, inbox
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.rounds import aws_callbacks, buffered_round
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts
-from gradshard_core.rounds.inbox import Address
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
@@ -334,7 +334,7 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     if spec.updates_from is not None:
         return True
     if spec.inbox is not None:
-        return inbox.is_full(store, spec)
+        return buffered_round.is_full(store, spec)
     if record_parts(spec):
         return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.compressed_updates import EncodedLayout
 from gradshard_core.formats.keys import (
     RoundKeys,
     check_id,
@@ -18,10 +18,10 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals
-from gradshard_core.rounds.collect_arrival import collect_arrival
+from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
 from gradshard_core.s3.store import S3Store
 
 
@@ -73,7 +73,7 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
     opened = read_spec(store, keys) if keys else None
     inbox = parse_inbox_id(keys.round_id) if keys else None
     if opened is None and inbox is not None:
-        return collect_arrival(store, inbox, client, etag)
+        return collect_buffered_update(store, inbox, client, etag)
     if keys is None or opened is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
     spec, _ = opened
@@ -107,7 +107,7 @@ def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
     """Resume a masked round that waits for its keeper; planning reads the answer."""
     plan = read_plan(store, keys)
     # An answer that was not asked for would end the wait for updates.
-    is_due = plan is not None and plan.is_asking
+    is_due = plan is not None and plan.awaits_keeper
     resumed = is_due and arrivals.resume(store, keys, arrivals.COMPLETE)
     return {"round": keys.round_id, "answered": True, "resumed": resumed}
 

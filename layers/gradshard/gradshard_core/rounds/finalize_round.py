@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from gradshard_core.aggregation.buffers import names_in
+from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
-from gradshard_core.formats.pieces import ListWriter
+from gradshard_core.formats.list_pieces import ListWriter
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan
@@ -30,7 +30,7 @@ from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import Measured, left_out, summary
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import Report
+from gradshard_core.stragglers.training_report import Report
 
 READERS = 16
 READ_AT_A_TIME = 1024

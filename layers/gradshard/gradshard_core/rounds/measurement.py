@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gradshard_core.aggregation.gram import ExactSum
-from gradshard_core.aggregation.gram_rules import Diagonal, Gram, norms_of
 from gradshard_core.aggregation.gram_sample import Sample, relative_errors
+from gradshard_core.aggregation.robust_by_weight import Diagonal, Gram, norms_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Plan

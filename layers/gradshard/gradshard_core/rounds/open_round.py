@@ -5,22 +5,22 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import check_averaged, parse_new_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import check_averaged, parse_new_spec
 from gradshard_core.records import model_registry, privacy_ledger
-from gradshard_core.records.round_spec import check_source
 from gradshard_core.records.stored_lists import read_expected, read_plan
+from gradshard_core.records.stored_spec import check_source
 from gradshard_core.records.training_state import (
     read_state,
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import arrivals, asking, aws_callbacks
+from gradshard_core.rounds import arrivals, aws_callbacks, keeper_wait
 from gradshard_core.s3.store import S3Store
 
 
@@ -56,7 +56,7 @@ def open_round(
         keys = RoundKeys(round_id)
         spec = parse_new_spec(fields, partial(read_expected, store, keys))
         if spec.masked is not None and not has_keeper:
-            raise SpecError(f"masked: {asking.NO_KEEPER}")
+            raise SpecError(f"masked: {keeper_wait.NO_KEEPER}")
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
     except StoreError:
         raise  # no fault of the terms: the machine tries again
@@ -103,11 +103,11 @@ def _await_keeper(
     store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan, tokens: list[str]
 ) -> dict[str, Any]:
     """Let a masked round wait for its keeper, until its timeout has passed once more."""
-    aws_callbacks.schedule_deadline(keys.round_id, asking.deadline_of(plan, spec), tokens)
+    aws_callbacks.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
-    has_answered = asking.has_answered(store, keys, plan, spec)
+    has_answered = keeper_wait.has_answered(store, keys, plan, spec)
     is_resumed = has_answered and arrivals.resume(store, keys, arrivals.COMPLETE)
-    return {"round": keys.round_id, "status": "asking", "resumed": is_resumed}
+    return {"round": keys.round_id, "status": "awaiting_keeper", "resumed": is_resumed}
 
 
 def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
@@ -124,7 +124,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         newest = model_registry.read_current(store, spec.server_optimizer.model)
         _check_tree(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
-            buffers.named(
+            model_buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
         if spec.masked is not None:
@@ -133,7 +133,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         if not spec.averages_all:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)
-            check_averaged(spec, buffers.names_in(layout, kept))
+            check_averaged(spec, model_buffers.names_in(layout, kept))
         base = {"model_version": newest.number}
         at = record["opened_at"]
         privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)

@@ -9,17 +9,17 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.buffers import names_in
-from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
+from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.privacy import private_sums_bytes
+from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError, SpecError
+from gradshard_core.formats.compressed_updates import EncodedRuns, further_runs
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import EncodedRuns, further_runs
 from gradshard_core.formats.layout import Layout, Runs, encode_header
 from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.grouping import (
@@ -40,16 +40,16 @@ from gradshard_core.planning.plan_parts import (
     Stage,
 )
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import check_averaged
-from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import check_averaged
+from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
 from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.stragglers.assignments import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage
+from gradshard_core.stragglers.local_steps import note_bounded_steps
 from gradshard_core.stragglers.salf import FEDAVG
 
 HEADER_TYPE = "application/octet-stream"

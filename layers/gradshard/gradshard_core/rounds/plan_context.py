@@ -2,16 +2,16 @@
 
 from typing import NamedTuple
 
-from gradshard_core.aggregation.buffers import Stretches
+from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.masking import Masking, encoding_of
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.round_spec import check_source, read_spec
+from gradshard_core.records.stored_spec import check_source, read_spec
 from gradshard_core.s3.store import S3Store
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from threading import Lock
 from typing import Final, NamedTuple
 
-from gradshard_core.formats.encoded import parse_update
+from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.headers import Header
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor

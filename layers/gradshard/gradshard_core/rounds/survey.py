@@ -19,7 +19,7 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats import metrics
-from gradshard_core.formats.encoded import EncodedLayout, parse_codec_error, parse_update
+from gradshard_core.formats.compressed_updates import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES
@@ -28,7 +28,7 @@ from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.rounds.seen_layouts import Digests, digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
-from gradshard_core.stragglers.assignments import Report, parse_report
+from gradshard_core.stragglers.training_report import Report, parse_report
 
 READERS: Final = 8
 
@@ -61,7 +61,7 @@ Facts = Surveyed | str | None
 """Of an update: what was read, the reason why it is bad, or None if ``plan_round`` has to look."""
 
 
-def survey(wire: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
+def survey(s3: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
     """Read the headers of a task's updates; return what its record has of them.
 
     Metrics that they have are stored apart, for the training: later tasks replace the record.
@@ -75,12 +75,12 @@ def survey(wire: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
     contributors = plan.contributors[task.first : task.stop]
     reports = plan.computation.weights == STEPS or plan.assignments is not None
     with ThreadPoolExecutor(READERS) as pool:
-        read = list(pool.map(lambda c: _read(wire, c.source, reports=reports), contributors))
+        read = list(pool.map(lambda c: _read(s3, c.source, reports=reports), contributors))
     entries = [_entry(facts, layouts) for facts, _ in read]
     sent = {c.client: found for c, (_, found) in zip(contributors, read, strict=True)}
     if any(found != {} for found in sent.values()):
         keys = RoundKeys(plan.round_id)
-        wire.put_json(keys.surveyed_metrics(task.number), metrics.of_clients_to_json(sent))
+        s3.put_json(keys.surveyed_metrics(task.number), metrics.of_clients_to_json(sent))
     found = [[digest.hex() for digest in digests] for digests in layouts]
     return {"updates": entries, "layouts": found}
 
@@ -105,16 +105,14 @@ def read_survey(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[tuple[C
         yield from zip(plan.contributors[task.first : task.stop], read(task), strict=True)
 
 
-def _read(
-    wire: TaskS3Client, source: ObjectVersion, *, reports: bool
-) -> tuple[Facts, metrics.Found]:
+def _read(s3: TaskS3Client, source: ObjectVersion, *, reports: bool) -> tuple[Facts, metrics.Found]:
     try:
-        data = wire.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
+        data = s3.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
         end = PREFIX_BYTES + header_length(data, source.nbytes)
         if end > LARGE_HEADER:
             return None, None
         if end > len(data):
-            data = wire.get_range(source, 0, end)
+            data = s3.get_range(source, 0, end)
         header = parse_update(data[PREFIX_BYTES:end], source.nbytes)
         samples = parse_samples(header.metadata)
     except (UpdateError, ChangedObjectError) as error:

@@ -9,8 +9,8 @@ from gradshard_core.formats import metrics
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.spec import DEFAULT_TIMEOUT, RoundSpec
-from gradshard_core.planning.spec_parsing import parse_new_spec
+from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT, RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -25,7 +25,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import sampling
-from gradshard_core.trainings.closing import ended, paused
+from gradshard_core.trainings.ended_round import ended, paused
 
 LOOKS_FOR_MEMBERS: Final = 60
 """The number of looks for enough members before the training pauses."""
@@ -65,13 +65,13 @@ def next_round(
         # Its noise hides one update of each client.
         members = tuple(sorted({*members}.difference(state.tree.taken)))
     if len(members) < spec.needed():
-        return _gather(spec, state, len(members), now)
+        return _wait_for_members(spec, state, len(members), now)
     invited, awaited = sampling.count_invited(spec, len(members))
     number = state.completed if is_evaluation else state.completed + 1
     drawn = sampling.draw(
         members,
         invited,
-        seed=f"{spec.seed} {keys.name} {number} {is_evaluation} {state.draw}",
+        seed=f"{spec.seed} {keys.name} {number} {is_evaluation} {state.redraws}",
         silent=state.silent,
     )
     invitation = Invitation(
@@ -86,7 +86,7 @@ def next_round(
     )
     there = {*members, *(state.tree.taken if state.tree else ())}
     silent = {client: missed for client, missed in state.silent.items() if client in there}
-    following = replace(state, invitation=invitation, gathers_since=None, silent=silent)
+    following = replace(state, invitation=invitation, lacks_members_since=None, silent=silent)
     return _within_budget(keys, spec, following, current, aggregator)
 
 
@@ -112,7 +112,7 @@ def _await_updates(
         version=current.number,
         settings=_settings(spec, number),
     )
-    return replace(state, invitation=invitation, gathers_since=None)
+    return replace(state, invitation=invitation, lacks_members_since=None)
 
 
 def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState) -> RoundSpec:
@@ -123,7 +123,7 @@ def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState)
         return evaluation_spec(spec, invitation.clients, invitation.awaited)
     if spec.is_buffered:
         oldest = state.oldest_version(spec.staleness)
-        return spec.buffer_spec(keys.name, oldest, state.again)
+        return spec.buffer_spec(keys.name, oldest, state.repeated_round)
     return synchronous_round(keys, spec, state)
 
 
@@ -164,19 +164,21 @@ def _asked_to_end(spec: TrainingSpec, state: TrainingState, now: datetime) -> Tr
     return None
 
 
-def _gather(spec: TrainingSpec, state: TrainingState, members: int, now: datetime) -> TrainingState:
+def _wait_for_members(
+    spec: TrainingSpec, state: TrainingState, members: int, now: datetime
+) -> TrainingState:
     """Return a state that waits for clients to join, as long as for their updates."""
-    since = state.gathers_since or now.isoformat()
+    since = state.lacks_members_since or now.isoformat()
     timeout = int(spec.round.get("timeout") or DEFAULT_TIMEOUT)
     if (now - datetime.fromisoformat(since)).total_seconds() >= timeout:
         return paused(
-            replace(state, gathers_since=None),
+            replace(state, lacks_members_since=None),
             f"too few clients have joined{_taken(state)}: {members}, and a round needs "
             f"{spec.needed()}; it was waited for {timeout} s. Resume the training when enough have "
             "joined",
         )
     until = now + timedelta(seconds=max(spec.poll_seconds, timeout / LOOKS_FOR_MEMBERS))
-    return replace(state, gathers_since=since, waits_until=until.isoformat())
+    return replace(state, lacks_members_since=since, waits_until=until.isoformat())
 
 
 def _taken(state: TrainingState) -> str:

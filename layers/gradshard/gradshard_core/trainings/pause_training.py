@@ -9,8 +9,8 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import RUNNING, TrainingState, change_state
 from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.announcing import announce
-from gradshard_core.trainings.closing import delete_dropped_keys, dropping_keys, paused
+from gradshard_core.trainings.ended_round import delete_dropped_keys, dropping_keys, paused
+from gradshard_core.trainings.training_events import publish_if_stopped
 
 
 def pause_training(
@@ -47,5 +47,5 @@ def pause_training(
     state = change_state(store, TrainingKeys(name), change)
     delete_dropped_keys(store, state)
     if state.run == run:
-        announce(store, name, state)
+        publish_if_stopped(store, name, state)
     return {"training": name, "status": state.status, "error": error, "cause": state.cause or ""}

@@ -15,12 +15,12 @@ from typing import Any, Final
 from gradshard_core.errors import ModelNotFoundError, TrainingNotFoundError
 from gradshard_core.formats.keys import (
     NOTICE_SUFFIX,
-    KnockKey,
     ObjectVersion,
+    RenewalKey,
     RoundKeys,
     TrainingKeys,
     is_client,
-    parse_knock_key,
+    parse_renewal_key,
 )
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
@@ -57,7 +57,7 @@ WRITERS: Final = 16
 
 AT_ONCE: Final = 256
 """Notices that one call writes: 1.6 CPU-seconds, or 11 s of a function with 256 MB. More are
-divided among calls, for each of which one knocks."""
+divided among calls, each of which is asked for."""
 
 
 def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]:
@@ -68,49 +68,52 @@ def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
     store, signer
         The bucket, and what signs URLs.
     key
-        The object that was created: a knock, or a training's state. Of a state that goes on, those
-        of the invited clients are written; of the last one, and in a buffered training, all.
+        The object that was created: a renewal request, or a training's state. If the training goes
+        on, the notices of the invited clients are written; if it has ended, and in a buffered
+        training, all.
 
     Returns
     -------
     dict
         ``training`` and the number of notices that were ``written``; of too many for one call
-        instead the number of ``knocks`` by which others are asked for them.
+        instead the number of ``renewals`` by which others are asked for them.
     """
-    knock = parse_knock_key(key)
-    if knock is None:
+    renewal = parse_renewal_key(key)
+    if renewal is None:
         return {"training": None, "written": 0}
-    keys = TrainingKeys(knock.training)
-    holders = list(_holders(store, keys, knock))
+    keys = TrainingKeys(renewal.training)
+    holders = list(_holders(store, keys, renewal))
     if not holders:
         return {"training": keys.name, "written": 0}
     spec, state = read_training_spec(store, keys), read_state(store, keys)
     if spec is None or state is None:
         return {"training": keys.name, "written": 0}
     invitation = state.invitation
-    is_own = knock.first is not None and knock.first == knock.last
+    is_own = renewal.first is not None and renewal.first == renewal.last
     if not is_own and state.status != ENDED and not (invitation and invitation.is_open):
         invited = set(invitation.clients) if invitation else set()
         holders = [client for client in holders if client in invited]
-    if knock.first is None and len(holders) > AT_ONCE:
-        asked = [keys.knock_for(some[0], some[-1]) for some in itertools.batched(holders, AT_ONCE)]
+    if renewal.first is None and len(holders) > AT_ONCE:
+        asked = [
+            keys.renewal_for(some[0], some[-1]) for some in itertools.batched(holders, AT_ONCE)
+        ]
         with ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(lambda key: store.put_bytes(key, b""), asked))
-        return {"training": keys.name, "written": 0, "knocks": len(asked)}
+        return {"training": keys.name, "written": 0, "renewals": len(asked)}
     with ThreadPoolExecutor(WRITERS) as pool:
         written = _Writer(store, signer, keys, spec, pool).write(holders)
     return {"training": keys.name, "written": written}
 
 
-def _holders(store: S3Store, keys: TrainingKeys, knock: KnockKey) -> Iterator[str]:
-    """Yield the clients that a knock is for, as far as they have notices."""
-    if knock.first is not None:
-        yield knock.first  # whoever writes its notice looks whether it is there
-        if knock.first == knock.last:
+def _holders(store: S3Store, keys: TrainingKeys, renewal: RenewalKey) -> Iterator[str]:
+    """Yield the clients that a request is for, as far as they have notices."""
+    if renewal.first is not None:
+        yield renewal.first  # whoever writes its notice looks whether it is there
+        if renewal.first == renewal.last:
             return
-    after = "" if knock.first is None else keys.notice(knock.first)
+    after = "" if renewal.first is None else keys.notice(renewal.first)
     for entry in store.list_objects(keys.notices, after=after):
-        if knock.last is not None and entry.key > keys.notice(knock.last):
+        if renewal.last is not None and entry.key > keys.notice(renewal.last):
             return
         name = entry.key.removeprefix(keys.notices).removesuffix(NOTICE_SUFFIX)
         if is_client(name):
@@ -187,7 +190,7 @@ class _Writer:
             self._ticket(client, state, shared, now),
             NoticeUrls(
                 signer.presign_read(self._keys.notice(client), SECONDS),
-                signer.presign_empty(self._keys.knock(client), SECONDS),
+                signer.presign_empty(self._keys.renewal(client), SECONDS),
             ),
             now.isoformat(),
         )

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard_core.aggregation.gram_rules import Decision
-from gradshard_core.aggregation.robust_rules import ROBUST_RULES, parse_robust_rule
+from gradshard_core.aggregation.robust_by_weight import Decision
+from gradshard_core.aggregation.robust_registry import ROBUST_RULES, parse_robust_rule
 
 Matrix = npt.NDArray[np.float64]
 Oracle = Callable[[Matrix, Matrix, Mapping[str, Any]], Matrix]
@@ -48,7 +48,7 @@ def multi_krum(updates: Matrix, shares: Matrix, rule: Mapping[str, Any]) -> Matr
 
 
 def bulyan(updates: Matrix, _shares: Matrix, rule: Mapping[str, Any]) -> Matrix:
-    """Return the mean of the selected; what the second pass makes of them is in test_columns."""
+    """Return the mean of the selected; test_robust_by_element has the second pass."""
     chosen = np.argsort(nearest_sums(updates, rule["f"]), kind="stable")
     return np.asarray(updates[chosen[: len(updates) - 2 * rule["f"]]].mean(axis=0))
 

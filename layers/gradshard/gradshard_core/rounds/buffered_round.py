@@ -19,7 +19,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan_parts import Contributor
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.records.training_state import (
@@ -114,10 +114,10 @@ def _taken(
 def _frozen(store: S3Store, spec: RoundSpec, newest: int) -> dict[str, Address]:
     """Return the updates of the round that is repeated, without those that were found bad."""
     assert spec.inbox is not None  # noqa: S101 - for mypy: the callers have looked
-    if spec.inbox.again is None:
+    if spec.inbox.repeated_round is None:
         return {}
     keys, found = TrainingKeys(spec.inbox.training), dict[str, Address]()
-    for contributor in planned(store, RoundKeys(spec.inbox.again)):
+    for contributor in planned(store, RoundKeys(spec.inbox.repeated_round)):
         version = base_version(contributor.source.key)
         if version is not None and version >= spec.inbox.oldest:
             inbox = keys.inbox(version)

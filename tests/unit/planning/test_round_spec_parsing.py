@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
-from gradshard_core.planning.spec import DEFAULTS, OPTIONS, RoundSpec
-from gradshard_core.planning.spec_parsing import parse_new_spec, parse_spec
-from gradshard_core.stragglers.assignments import AssignmentSettings
+from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS, RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_new_spec, parse_spec
+from gradshard_core.stragglers.assignment_settings import AssignmentSettings
 
 DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 
@@ -196,7 +196,7 @@ EXAMPLES: dict[str, Any] = {
     "codecs": ["int4", "int8"],
     "masked": {"bound": 1.0, "max_samples": 9, "keeper": "ab" * 32},
     "updates_from": "r0",
-    "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "again": "t-00003"},
+    "inbox": {"training": "t", "oldest": 3, "exponent": 0.5, "repeated_round": "t-00003"},
     "server_optimizer": {"optimizer": "fedadam"},
 }
 NEEDED: dict[str, dict[str, Any]] = {

@@ -1,10 +1,10 @@
 """Robust rules: ways to combine updates so that a few bad ones have little effect.
 
-Rules over columns (:mod:`gradshard_core.aggregation.columns`) take one pass. The others *measure*
-first: the inner products of all pairs of updates, their Gram matrix, say how long updates are and
-how far from each other. A rule makes weights of them, and the weighted sum is the second pass.
-Bulyan does both: it combines columns of the updates that its first pass has selected. A further
-rule is one function (:mod:`gradshard_core.aggregation.gram_rules`) and its line in
+Element-wise rules (:mod:`gradshard_core.aggregation.robust_by_element`) take one pass. The others
+*measure* first: the inner products of all pairs of updates, their Gram matrix, say how long updates
+are and how far from each other. A rule makes weights of them, and the weighted sum is the second
+pass. Bulyan does both: it combines each element of the updates that its first pass has selected. A
+further rule is one function (:mod:`gradshard_core.aggregation.robust_by_weight`) and its line in
 :data:`ROBUST_RULES`.
 """
 
@@ -14,10 +14,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from gradshard_core.aggregation import gram_rules
-from gradshard_core.aggregation.columns import MajoritySign, MeanAroundMedian, TrimmedMean, cut_of
-from gradshard_core.aggregation.gram_rules import Settings
+from gradshard_core.aggregation import robust_by_weight
 from gradshard_core.aggregation.kernel import Reduction
+from gradshard_core.aggregation.robust_by_element import (
+    MajoritySign,
+    MeanAroundMedian,
+    TrimmedMean,
+    cut_of,
+)
+from gradshard_core.aggregation.robust_by_weight import Settings
 from gradshard_core.errors import SpecError
 
 
@@ -44,8 +49,8 @@ class _Rule(NamedTuple):
         (settings) → the fewest updates that it takes.
     decide
         Makes weights of a Gram matrix; None for a rule that measures nothing.
-    columns
-        (settings, gathers) → the reduction of a rule over columns; None for a weighted sum.
+    elementwise
+        (settings, is_disordered) → the reduction of an element-wise rule; None for a weighted sum.
     score
         The name of the scores by which ``decide`` decides, as reports show it.
     is_of_changes
@@ -60,8 +65,8 @@ class _Rule(NamedTuple):
 
     settings: Mapping[str, _Setting]
     least: Callable[[Settings], int]
-    decide: gram_rules.Rule | None = None
-    columns: Callable[[Settings, bool], Reduction] | None = None
+    decide: robust_by_weight.Rule | None = None
+    elementwise: Callable[[Settings, bool], Reduction] | None = None
     score: str = ""
     is_of_changes: bool = False
     pairs: bool = True
@@ -101,19 +106,19 @@ def _bulyan_least(settings: Settings) -> int:
     return int(4 * settings["f"] + 3)
 
 
-def _median(_settings: Settings, _gathers: bool) -> Reduction:
+def _median(_settings: Settings, _is_disordered: bool) -> Reduction:
     return TrimmedMean()
 
 
-def _trimmed_mean(settings: Settings, _gathers: bool) -> Reduction:
+def _trimmed_mean(settings: Settings, _is_disordered: bool) -> Reduction:
     return TrimmedMean(settings["beta"])
 
 
-def _sign(_settings: Settings, gathers: bool) -> Reduction:
-    return MajoritySign(gathers=gathers)
+def _sign(_settings: Settings, is_disordered: bool) -> Reduction:
+    return MajoritySign(is_disordered=is_disordered)
 
 
-def _around_median(settings: Settings, _gathers: bool) -> Reduction:
+def _around_median(settings: Settings, _is_disordered: bool) -> Reduction:
     return MeanAroundMedian(int(2 * settings["f"]))
 
 
@@ -150,34 +155,39 @@ _ITERATIONS: Final = _Setting(
 )
 
 ROBUST_RULES: Final[Mapping[str, _Rule]] = {
-    MEDIAN: _Rule(_BY_LAYER, _three, columns=_median),
-    TRIMMED_MEAN: _Rule({"beta": _BETA, **_BY_LAYER}, _trimmed_least, columns=_trimmed_mean),
-    SIGN: _Rule(_BY_LAYER, _one, columns=_sign, is_of_changes=True),
+    MEDIAN: _Rule(_BY_LAYER, _three, elementwise=_median),
+    TRIMMED_MEAN: _Rule({"beta": _BETA, **_BY_LAYER}, _trimmed_least, elementwise=_trimmed_mean),
+    SIGN: _Rule(_BY_LAYER, _one, elementwise=_sign, is_of_changes=True),
     "norm_clip": _Rule(
         {**_CLIP, **_BY_LAYER},
         _one,
-        gram_rules.norm_clip,
+        robust_by_weight.norm_clip,
         score="norm",
         is_of_changes=True,
         pairs=False,
         counts_samples=True,
     ),
-    "krum": _Rule({"f": _F}, _krum_least, gram_rules.krum, score=_KRUM, whole=_DISTANCES),
+    "krum": _Rule({"f": _F}, _krum_least, robust_by_weight.krum, score=_KRUM, whole=_DISTANCES),
     "multi_krum": _Rule(
         {"f": _F, "m": _M},
         _multi_krum_least,
-        gram_rules.multi_krum,
+        robust_by_weight.multi_krum,
         score=_KRUM,
         counts_samples=True,
         whole=_DISTANCES,
     ),
     "bulyan": _Rule(
-        {"f": _F}, _bulyan_least, gram_rules.bulyan, _around_median, score=_KRUM, whole=_DISTANCES
+        {"f": _F},
+        _bulyan_least,
+        robust_by_weight.bulyan,
+        _around_median,
+        score=_KRUM,
+        whole=_DISTANCES,
     ),
     "geometric_median": _Rule(
         {},
         _three,
-        gram_rules.geometric_median,
+        robust_by_weight.geometric_median,
         score="distance from the geometric median",
         counts_samples=True,
         whole=_CENTER,
@@ -185,7 +195,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     "cosine_filter": _Rule(
         {"least": _LEAST},
         _three,
-        gram_rules.cosine_filter,
+        robust_by_weight.cosine_filter,
         score="cosine with the geometric median",
         is_of_changes=True,
         counts_samples=True,
@@ -194,7 +204,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     "centered_clip": _Rule(
         {**_CLIP, "iterations": _ITERATIONS},
         _one,
-        gram_rules.centered_clip,
+        robust_by_weight.centered_clip,
         score="distance from the center",
         is_of_changes=True,
         counts_samples=True,
@@ -220,9 +230,9 @@ class RobustRule:
     settings: Settings
 
     @property
-    def is_columns(self) -> bool:
-        """Whether it combines columns instead of adding with weights."""
-        return ROBUST_RULES[self.name].columns is not None
+    def is_elementwise(self) -> bool:
+        """Whether it combines each element on its own instead of adding with weights."""
+        return ROBUST_RULES[self.name].elementwise is not None
 
     @property
     def counts_samples(self) -> bool:
@@ -242,7 +252,7 @@ class RobustRule:
     @property
     def compares(self) -> bool:
         """Whether a task needs all updates at once; otherwise groups of them can be added first."""
-        return self.is_columns or self.pairs
+        return self.is_elementwise or self.pairs
 
     @property
     def layer_quorum(self) -> int | None:
@@ -260,16 +270,18 @@ class RobustRule:
         """The name of the scores by which the rule decides, as reports show it."""
         return ROBUST_RULES[self.name].score
 
-    def decide(self, gram: gram_rules.Gram, samples: Sequence[int]) -> gram_rules.Decision:
+    def decide(
+        self, gram: robust_by_weight.Gram, samples: Sequence[int]
+    ) -> robust_by_weight.Decision:
         """Make weights of measured updates."""
         decide = ROBUST_RULES[self.name].decide
-        assert decide is not None  # noqa: S101 - for mypy: a rule over columns measures nothing
+        assert decide is not None  # noqa: S101 - for mypy: an element-wise rule measures nothing
         return decide(self.settings, gram, samples)
 
     @property
     def holds_all(self) -> bool:
         """Whether a task that writes the result holds a block of every input at once."""
-        return self.is_columns and self.name != SIGN
+        return self.is_elementwise and self.name != SIGN
 
     @property
     def least_clients(self) -> int:
@@ -331,11 +343,11 @@ class RobustRule:
         """Whether it measures all updates before it adds them."""
         return ROBUST_RULES[self.name].decide is not None
 
-    def reduction(self, *, gathers: bool) -> Reduction:
-        """Return the reduction of a rule over columns."""
-        columns = ROBUST_RULES[self.name].columns
-        assert columns is not None  # noqa: S101 - for mypy: other rules add with weights
-        return columns(self.settings, gathers)
+    def reduction(self, *, is_disordered: bool) -> Reduction:
+        """Return the reduction of an element-wise rule."""
+        elementwise = ROBUST_RULES[self.name].elementwise
+        assert elementwise is not None  # noqa: S101 - for mypy: other rules add with weights
+        return elementwise(self.settings, is_disordered)
 
     def to_json(self) -> dict[str, Any]:
         """Return what :func:`parse_robust_rule` reads."""

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.pieces import StoredList, is_in_pieces
+from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import read_expected, store_expected
 from gradshard_core.s3.store import S3Store
 

@@ -1,4 +1,4 @@
-"""Close a round of a training: write its record, and decide whether the training goes on."""
+"""After a round of a training has ended: write its record, decide whether to go on."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -23,7 +23,7 @@ from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.round_outcome import Outcome
 
 
-def close_round(
+def record_ended_round(
     store: S3Store,
     keys: TrainingKeys,
     spec: TrainingSpec,
@@ -48,7 +48,7 @@ def close_round(
         if spec.is_buffered:
             after = replace(
                 after,
-                again=invitation.round_id if outcome.is_planned else after.again,
+                repeated_round=invitation.round_id if outcome.is_planned else after.repeated_round,
                 suspects=tuple(sorted({*after.suspects, *map(sender_of, outcome.bad)})),
             )
         return _repeat(spec, after, invitation, outcome, now)
@@ -56,7 +56,7 @@ def close_round(
         after,
         failures=0,
         repetition=0,
-        draw=0,
+        redraws=0,
         last_dollars={**state.last_dollars, kind: outcome.dollars},
     )
     if invitation.is_evaluation:
@@ -70,7 +70,7 @@ def close_round(
         last_round=invitation.round_id,
         clip=outcome.next_clip,
         counted=_counted(spec, state, outcome),
-        again=None,
+        repeated_round=None,
         suspects=(),
     )
     if made != invitation.version + 1:
@@ -220,9 +220,9 @@ def _repeat(
         times = "" if failures == 1 else f" It was tried {failures} times."
         return paused(replace(state, failures=0), said + times)
     # Other clients may answer; the same ones give the same bits.
-    draw = state.draw + (outcome.error == "QuorumError")
+    redraws = state.redraws + (outcome.error == "QuorumError")
     until = (now + timedelta(seconds=spec.repeat_after)).isoformat()
-    return replace(state, failures=failures, draw=draw, waits_until=until)
+    return replace(state, failures=failures, redraws=redraws, waits_until=until)
 
 
 def _judge(
@@ -243,15 +243,15 @@ def _judge(
     best = state.best
     if rule.is_better(value, best.value if best else None):
         best = Best(version, state.completed, rule.metric, value)
-        state = replace(state, best=best, no_better=0)
+        state = replace(state, best=best, values_since_best=0)
     else:
-        state = replace(state, no_better=state.no_better + 1)
+        state = replace(state, values_since_best=state.values_since_best + 1)
     if rule.is_reached(value):
         return ended(state, f"{rule.metric} is {value:g} after round {state.completed}")
-    if rule.patience is not None and state.no_better >= rule.patience and best is not None:
+    if rule.patience is not None and state.values_since_best >= rule.patience and best is not None:
         return ended(
             state,
             f"{rule.metric} has not become better than {best.value:g}, that of version "
-            f"{best.version}, {state.no_better} times in a row",
+            f"{best.version}, {state.values_since_best} times in a row",
         )
     return state

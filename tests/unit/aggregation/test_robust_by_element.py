@@ -1,4 +1,4 @@
-"""Rules over columns: their definition, and that no cut changes a bit."""
+"""Element-wise rules: their definition, and that no cut changes a bit."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard_core.aggregation import columns, kernel
+from gradshard_core.aggregation import kernel, robust_by_element
 from gradshard_core.aggregation.kernel import NonFiniteSumError, Zone, aggregate
-from gradshard_core.aggregation.robust_rules import parse_robust_rule
+from gradshard_core.aggregation.robust_registry import parse_robust_rule
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.layout import Layout
 from tests import reference
@@ -30,7 +30,7 @@ def combine(
     """Combine updates shard by shard, as tasks do."""
     layout = Layout.pack((n, reference.NAMES[t.dtype], t.shape) for n, t in updates[0].items())
     raw = [b"".join(update[t.name].tobytes() for t in layout.tensors) for update in updates]
-    reduction = parse_robust_rule(rule).reduction(gathers=False)
+    reduction = parse_robust_rule(rule).reduction(is_disordered=False)
     out = bytearray()
     for shard in cut_shards(layout.spans, layout.nbytes, shards):
         zone = Zone(shard.start, shard.end, [1.0] * len(updates))
@@ -69,8 +69,8 @@ def test_any_cut_gives_the_bits_of_sorted_columns(
 ) -> None:
     updates, _ = random_updates(tensors, clients, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(columns, "ROW_BYTES", 8 * block)
-        patch.setattr(columns, "block_bytes", lambda *_, **__: 8 * block)
+        patch.setattr(robust_by_element, "ROW_BYTES", 8 * block)
+        patch.setattr(robust_by_element, "block_bytes", lambda *_, **__: 8 * block)
         patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
         found = combine(rule, updates, shards)
     assert_same(found, reference.columns(updates, **{"rule": rule["name"], **_beta(rule)}))
@@ -119,7 +119,7 @@ def test_network_sorts_every_column_of_zeros_and_ones(clients: int) -> None:
         values = np.concatenate([ranks < bound for bound in range(clients + 1)], axis=1)
     values = values.astype("f4")
     for cut in range((clients - 1) // 2 + 1):
-        rows = columns._sort([*values.copy()], np.empty_like(values[0]), cut)
+        rows = robust_by_element._sort([*values.copy()], np.empty_like(values[0]), cut)
         assert np.array_equal(rows, np.sort(values, axis=0)[cut : clients - cut])
 
 

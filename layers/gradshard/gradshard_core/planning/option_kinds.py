@@ -1,6 +1,6 @@
 """Kinds of options: the values that an option of a round takes, and their checks.
 
-:class:`gradshard_core.planning.spec.RoundSpec` declares each option once, as a field with an
+:class:`gradshard_core.planning.round_spec.RoundSpec` declares each option once, as a field with an
 :class:`Option`. The client library, the command line, JSON and the tables in docs/ read it there.
 """
 

@@ -6,25 +6,25 @@ from typing import Any
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS
-from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, RobustRule
+from gradshard_core.aggregation.robust_registry import LAYER_QUORUM, ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
 )
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.pieces import Get, StoredList
+from gradshard_core.formats.list_pieces import Get, StoredList
 from gradshard_core.planning.masking import (
     check_masked,
+)
+from gradshard_core.planning.option_kinds import (
+    check_names,
 )
 from gradshard_core.planning.option_parsers import (
     check_stored_clients,
     parse_clients,
 )
-from gradshard_core.planning.options import (
-    check_names,
-)
-from gradshard_core.planning.spec import DEFAULTS, OPTIONS, RoundSpec
+from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.stragglers.layers import layers_of
 
 
@@ -179,7 +179,7 @@ def _check_inbox(spec: RoundSpec) -> None:
             raise SpecError(
                 f"updates of a buffered training do not go with {name}: {why}; leave it out"
             )
-    if rule is not None and rule.is_columns and spec.inbox.exponent:
+    if rule is not None and rule.is_elementwise and spec.inbox.exponent:
         raise SpecError(
             f"rule {rule.name} counts every update alike, however stale: give a staleness_exponent "
             "of 0, and a max_staleness"
@@ -223,7 +223,7 @@ def _check_robust(spec: RoundSpec) -> None:
         raise SpecError(
             f"rule {rule.name} counts every client alike, whatever it states: leave out max_samples"
         )
-    if rule.is_columns and spec.order is not None:
+    if rule.is_elementwise and spec.order is not None:
         raise SpecError(f"rule {rule.name} adds in an order of its own: leave out order")
 
 

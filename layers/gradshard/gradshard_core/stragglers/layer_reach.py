@@ -23,14 +23,14 @@ Client = str | None
 T = TypeVar("T")
 
 
-class Participation(Protocol):
+class ReachModel(Protocol):
     """A model of the probabilities that clients reach layers."""
 
     def reach(self, client: Client, layers: Sequence[Layer]) -> list[float]:
         """Return the client's probability of reaching each layer, from the input to the output."""
 
     def to_json(self) -> Any:
-        """Return what :func:`parse_participation` reads."""
+        """Return what :func:`parse_reach_model` reads."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class PastRounds:
         return {"model": "rounds", "rounds": list(self.rounds)}
 
 
-Stated = GivenMisses | PastRounds | Participation
+Stated = GivenMisses | PastRounds | ReachModel
 """The values that a rule may have for p."""
 
 
@@ -164,7 +164,7 @@ class PastRound:
     covered: Mapping[str, frozenset[str]]
 
 
-def parse_participation(stated: Any) -> Stated:
+def parse_reach_model(stated: Any) -> Stated:
     """Read the source of p from JSON.
 
     Parameters
@@ -239,7 +239,7 @@ def estimate_reach(
 
 
 def misses(
-    participation: GivenMisses | Participation, clients: Sequence[Client], layers: Sequence[Layer]
+    reach_model: GivenMisses | ReachModel, clients: Sequence[Client], layers: Sequence[Layer]
 ) -> list[float]:
     """Return p of each layer, the probability that no client reaches it.
 
@@ -248,8 +248,8 @@ def misses(
 
     Parameters
     ----------
-    participation
-        The model of participation.
+    reach_model
+        How likely each client reaches each layer, or the probability itself.
     clients
         All expected clients, also those that sent nothing.
     layers
@@ -260,11 +260,11 @@ def misses(
     SpecError
         There is no probability for a layer or client, or p is 1.
     """
-    if isinstance(participation, GivenMisses):
-        return _by_layer("p", participation.p, layers)
+    if isinstance(reach_model, GivenMisses):
+        return _by_layer("p", reach_model.p, layers)
     product = np.ones(len(layers))
     for client in clients:
-        product = product * (1.0 - np.array(participation.reach(client, layers)))
+        product = product * (1.0 - np.array(reach_model.reach(client, layers)))
     missed = [float(p) for p in product]
     for layer, p in zip(layers, missed, strict=True):
         if p >= 1.0:
@@ -277,12 +277,12 @@ def misses(
 
 
 def reach_by_layer(
-    participation: Participation, clients: Sequence[Client], layers: Sequence[Layer]
+    reach_model: ReachModel, clients: Sequence[Client], layers: Sequence[Layer]
 ) -> Floats:
     """Return each client's probability of reaching each layer, of shape (layers, clients)."""
     by_client = np.empty((len(clients), len(layers)))
     for row, client in zip(by_client, clients, strict=True):
-        row[:] = participation.reach(client, layers)
+        row[:] = reach_model.reach(client, layers)
     return by_client.T
 
 

@@ -12,7 +12,7 @@ from gradshard.client.compression import DecodedContent
 from gradshard.client.upload_source import FileContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.encoded import EncodedLayout, encode_layout, parse_update
+from gradshard_core.formats.compressed_updates import EncodedLayout, encode_layout, parse_update
 from gradshard_core.formats.layout import Layout, Run
 from tests import compressed, reference
 from tests.compressed import UNIT_BYTES, random_units, rows_of

@@ -12,8 +12,8 @@ from gradshard_core.planning import history_limits
 from gradshard_core.planning.masking import Masking
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import admission, arrivals
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble
@@ -30,7 +30,7 @@ def has_keeper() -> bool:
     return bool(os.environ.get("GRADSHARD_KEEPER_BUCKET"))
 
 
-def ask(store: S3Store, keeper: S3Store | None, plan: Plan) -> None:
+def send_request(store: S3Store, keeper: S3Store | None, plan: Plan) -> None:
     """Send the keeper the sealed seeds of the contributors; twice is once.
 
     Raises
@@ -68,8 +68,8 @@ def deadline_of(plan: Plan, spec: RoundSpec) -> datetime:
     return datetime.fromisoformat(plan.planned_at) + timedelta(seconds=spec.timeout)
 
 
-def go_on(context: PlanContext, previous: Plan) -> Plan:
-    """Return the plan that follows one that asks: with the answer, or that waits on.
+def next_plan(context: PlanContext, previous: Plan) -> Plan:
+    """Return the plan after a wait: with the answer, or one that waits on.
 
     If the keeper names clients whose seeds are of no use, the plan asks again without them: it has
     answered nothing yet, so it answers for the rest.

@@ -1,4 +1,4 @@
-"""Rejections of updates of a buffered training that can count no more: each sender can read why."""
+"""Reject updates of a buffered training that are too old to count; each sender reads why."""
 
 from dataclasses import replace
 from functools import partial
@@ -12,7 +12,7 @@ from gradshard_core.rounds import arrivals
 from gradshard_core.s3.store import S3Store
 
 
-def dismiss_updates(
+def reject_stale_updates(
     store: S3Store,
     keys: TrainingKeys,
     spec: TrainingSpec,
@@ -37,10 +37,10 @@ def dismiss_updates(
     oldest = state.oldest_version(spec.staleness)
     if following.status == ENDED:
         newest = max(oldest, state.version or 0, following.version or 0)
-        versions = range(state.dismissed, newest + 1)
+        versions = range(state.settled_before, newest + 1)
         _reject(store, keys, following, versions, f"has ended: {following.cause}")
         return following
-    versions = range(state.dismissed, oldest)
+    versions = range(state.settled_before, oldest)
     if not versions:
         return following
     _reject(store, keys, following, versions, f"takes updates from version {oldest} on by now")
@@ -48,7 +48,7 @@ def dismiss_updates(
         # For late events: the state is to name the updates of a few versions only.
         store.put_json(keys.inbox(version).counted, following.counted.get(str(version), {}))
     kept = {v: clients for v, clients in following.counted.items() if int(v) >= oldest}
-    return replace(following, dismissed=oldest, counted=kept)
+    return replace(following, settled_before=oldest, counted=kept)
 
 
 def _reject(

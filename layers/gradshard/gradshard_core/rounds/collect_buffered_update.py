@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.compressed_updates import EncodedLayout
 from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.inbox import read_counted, short_etag
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import (
     ENDED,
     TrainingState,
@@ -18,12 +18,14 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Found, Update
-from gradshard_core.rounds.inbox import planned
+from gradshard_core.rounds.buffered_round import planned
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.s3.store import S3Store
 
 
-def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> dict[str, Any]:
+def collect_buffered_update(
+    store: S3Store, inbox: InboxId, client: str, etag: str
+) -> dict[str, Any]:
     """Check an update of a buffered training; safe to repeat.
 
     Parameters
@@ -49,11 +51,11 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     if spec is None or state is None or not spec.is_buffered:
         missing = f"{keys.update(client)}: there is no buffered training {training.name!r}"
         return outcome | {"status": "ignored", "reason": missing}
-    settled = _settled(store, training, state, inbox.version, client)
+    settled = _counted_etag(store, training, state, inbox.version, client)
     if settled is not None:
         return outcome | _too_late(store, keys, client, etag, settled)
     model = model_registry.read_current(store, spec.server_optimizer.model)
-    reason = _misplaced(store, training, spec, state, inbox.version, client, model.number)
+    reason = _unacceptable(store, training, spec, state, inbox.version, client, model.number)
     update = None if reason else _check(store, keys, spec, model, client)
     if reason is not None:
         update = Rejection(client, f"{keys.update(client)}: {reason}", etag)
@@ -66,7 +68,7 @@ def collect_arrival(store: S3Store, inbox: InboxId, client: str, etag: str) -> d
     return outcome | {"status": "accepted", "resumed": _resume(store, state)}
 
 
-def _settled(
+def _counted_etag(
     store: S3Store, training: TrainingKeys, state: TrainingState, version: int, client: str
 ) -> str | None:
     """Return the short ETag of the client's update that has counted, or is being added."""
@@ -76,7 +78,7 @@ def _settled(
     key = training.inbox(version).update(client)
     # The round that is under way, and one that failed, whose updates it takes.
     under_way = state.invitation.round_id if state.invitation else None
-    for round_id in (under_way, state.again):
+    for round_id in (under_way, state.repeated_round):
         for contributor in planned(store, RoundKeys(round_id)) if round_id else ():
             if contributor.source.key == key:
                 return short_etag(contributor.source.etag)
@@ -99,7 +101,7 @@ def _too_late(
     return {"status": "ignored", "reason": reason, "late": True}
 
 
-def _misplaced(
+def _unacceptable(
     store: S3Store,
     training: TrainingKeys,
     spec: TrainingSpec,

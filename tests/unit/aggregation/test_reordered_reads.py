@@ -11,14 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard_core.aggregation import gathering
-from gradshard_core.aggregation.gathering import GAP_BYTES, GROUPED, Disorder, groups, requests
-from gradshard_core.aggregation.sharding import SLICE_BYTES, gathered_bytes
+from gradshard_core.aggregation import reordered_reads
+from gradshard_core.aggregation.reordered_reads import (
+    GAP_BYTES,
+    GROUPED,
+    Disorder,
+    groups,
+    requests,
+)
+from gradshard_core.aggregation.sharding import SLICE_BYTES, reorder_buffer_bytes
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
 from gradshard_core.s3 import retries, streams
-from gradshard_core.s3.streams import GatheringStream
+from gradshard_core.s3.streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter
 from gradshard_core.units import MIB
 
@@ -67,11 +73,11 @@ def test_any_order_gives_the_bytes_in_the_layouts_order(
     blocks = [(at, min(at + block, end)) for at in range(start, end, block)]
     runs, opener = mine.runs_in(theirs, 7), Opener(blob)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gathering, "GAP_BYTES", gap)
-        patch.setattr(gathering, "GROUPED", grouped)
+        patch.setattr(reordered_reads, "GAP_BYTES", gap)
+        patch.setattr(reordered_reads, "GROUPED", grouped)
         patch.setattr(streams, "SLICE_BYTES", turn)
-        desk = memoryview(bytearray(turn + block))
-        stream = GatheringStream(opener, SOURCE, runs, blocks, desk)
+        memory = memoryview(bytearray(turn + block))
+        stream = ReorderedStream(opener, SOURCE, runs, blocks, memory)
         stream.open()
         read = bytearray(end - start)
         for at in range(0, len(read), turn):
@@ -126,9 +132,9 @@ def test_requests_of_the_next_block_are_made_while_other_inputs_are_read(
     blocks = [(at, at + 2000) for at in range(0, mine.nbytes, 2000)]
     under_way = UnderWay()
     openers = [Late(blob, under_way) for _ in range(4)]
-    desk = memoryview(bytearray(SLICE_BYTES + 2000))
+    memory = memoryview(bytearray(SLICE_BYTES + 2000))
     with ThreadPoolExecutor(8) as pool:
-        opened = [GatheringStream(o, SOURCE, runs, blocks, desk, pool) for o in openers]
+        opened = [ReorderedStream(o, SOURCE, runs, blocks, memory, pool) for o in openers]
         read = [bytearray(mine.nbytes) for _ in opened]
         for start, end in blocks:
             for stream, target in zip(opened, read, strict=True):
@@ -147,8 +153,8 @@ def test_an_object_deleted_meanwhile_is_reported_when_it_is_read() -> None:
     runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
     blocks = [(0, 2000), (2000, 4000)]
     with ThreadPoolExecutor(1) as pool:
-        desk = memoryview(bytearray(SLICE_BYTES + 2000))
-        stream = GatheringStream(opener, SOURCE, runs, blocks, desk, pool)
+        memory = memoryview(bytearray(SLICE_BYTES + 2000))
+        stream = ReorderedStream(opener, SOURCE, runs, blocks, memory, pool)
         stream.open()
         opener.gone = True
         stream.read_into(memoryview(bytearray(2000)))
@@ -160,10 +166,10 @@ def test_an_object_deleted_meanwhile_is_reported_when_it_is_read() -> None:
 def test_the_projected_requests_of_an_order_are_the_real_ones() -> None:
     mine, theirs = shuffled([4000 * n for n in range(1, 120)])
     runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
-    size = gathered_bytes()
+    size = reorder_buffer_bytes()
     blocks = [(at, min(at + size, mine.nbytes)) for at in range(0, mine.nbytes, size)]
-    desk = memoryview(bytearray(SLICE_BYTES + size))
-    GatheringStream(opener, SOURCE, runs, blocks, desk).read_into(
+    memory = memoryview(bytearray(SLICE_BYTES + size))
+    ReorderedStream(opener, SOURCE, runs, blocks, memory).read_into(
         memoryview(bytearray(mine.nbytes))
     )
     disorder = Disorder.of(runs, mine.nbytes)
@@ -175,7 +181,7 @@ def test_an_update_in_the_rounds_order_is_one_request_as_it_was() -> None:
     mine, _ = shuffled([100] * 500)
     opener = Opener(bytes(mine.nbytes))
     runs = mine.runs_in(mine, 0)
-    stream = GatheringStream(opener, SOURCE, runs, [(0, mine.nbytes)], memoryview(b""))
+    stream = ReorderedStream(opener, SOURCE, runs, [(0, mine.nbytes)], memoryview(b""))
     stream.read_into(memoryview(bytearray(mine.nbytes)))
     assert opener.asked == [(0, mine.nbytes)]
     assert Disorder.of(runs, mine.nbytes) == Disorder()

@@ -13,7 +13,7 @@ from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES, STEPS, WEIGHTS
 from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
-from gradshard_core.aggregation.robust_rules import ROBUST_RULES, SIGN, RobustRule
+from gradshard_core.aggregation.robust_registry import ROBUST_RULES, SIGN, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     OPTIMIZERS,
     ServerOptimizer,
@@ -25,13 +25,25 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.headers import MAX_SAMPLES
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.masked import elements_of
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.masked_updates import elements_of
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     MASKING_EXAMPLE,
     MaskingTerms,
     parse_masking,
+)
+from gradshard_core.planning.option_kinds import (
+    Choice,
+    Duration,
+    Flag,
+    Option,
+    Parsed,
+    WholeNumber,
+    defaults_of,
+    option,
+    options_of,
+    stated_options,
 )
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
@@ -47,18 +59,6 @@ from gradshard_core.planning.option_parsers import (
     parse_inbox,
     parse_layout,
     parse_rule,
-)
-from gradshard_core.planning.options import (
-    Choice,
-    Duration,
-    Flag,
-    Option,
-    Parsed,
-    WholeNumber,
-    defaults_of,
-    option,
-    options_of,
-    stated_options,
 )
 from gradshard_core.stragglers.layers import Naming, check_naming
 from gradshard_core.stragglers.salf import PartialRule

@@ -1,4 +1,4 @@
-"""Rules over columns: an element of the result follows from that element of all inputs.
+"""Element-wise rules: an element of the result follows from that element of all inputs.
 
 ``median`` and ``trimmed_mean`` are those of Yin et al. 2018 (https://arxiv.org/abs/1803.01498),
 ``bulyan`` is the second step of El Mhamdi et al. 2018 (https://arxiv.org/abs/1802.07927), and
@@ -65,7 +65,7 @@ def _covering(sources: Sequence[Source], weights: Sequence[float | None]) -> lis
 
 
 class _WholeColumns:
-    """The common part of rules that sort columns: all inputs of a block are held at once."""
+    """The common part of element-wise rules: all inputs of a block are held at once."""
 
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
@@ -187,11 +187,11 @@ class MajoritySign:
 
     Parameters
     ----------
-    gathers
+    is_disordered
         Whether some inputs have their tensors in another order.
     """
 
-    gathers: bool = False
+    is_disordered: bool = False
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
     _counts = False
@@ -202,7 +202,7 @@ class MajoritySign:
 
     def block_bytes(self, inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
-        return block_bytes(inputs, gathers=self.gathers)
+        return block_bytes(inputs, is_disordered=self.is_disordered)
 
     def take(
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block

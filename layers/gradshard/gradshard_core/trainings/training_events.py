@@ -9,7 +9,7 @@ from gradshard_core.s3.store import S3Store
 EVENTS: Final = {ENDED: "TrainingEnded", PAUSED: "TrainingPaused"}
 
 
-def announce(store: S3Store, name: str, state: TrainingState) -> None:
+def publish_if_stopped(store: S3Store, name: str, state: TrainingState) -> None:
     """Publish an event if a training does not go on; a repetition publishes it again.
 
     Raises
