@@ -86,6 +86,7 @@ LARGE = (
     ("s3:GetObject", "/rounds/*/metrics/*"),
     ("s3:PutObject", "/rounds/*/metrics/*"),
     ("s3:PutObject", "/trainings/*/holders/*"),
+    ("s3:DeleteObject", "/trainings/*/holders/*"),
 )
 """What only rounds of more than 256, 512, 1,000 or 4,096 clients use; too many for a test."""
 

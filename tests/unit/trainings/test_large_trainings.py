@@ -174,6 +174,7 @@ def test_many_holders_of_tickets_get_what_few_get(
         while told:
             calls.append(write_notices(machine.store, Signer(), told.pop()))
         assert all(call["written"] <= at_once for call in calls)
+        assert not [key for key in machine.store.objects if "/holders/" in key]
         invited = machine.state.invitation
         assert invited is not None
         expected = len({*invited.clients}.intersection(CLIENTS[:holders]))

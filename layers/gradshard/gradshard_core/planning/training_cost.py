@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.planning import large_rounds, limits, planner, pricing, round_cost
+from gradshard_core.planning import large_rounds, limits, planner, pricing, round_cost, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
@@ -13,8 +13,19 @@ from gradshard_core.planning.round_workload import workload_of
 TRANSITIONS: Final = 3
 """Of federation.asl.json for each round: AdvanceTraining, WhatIsNext, RunRound."""
 
-# advance_training, at the template's 256 MB. Assumed: half a second.
-ADVANCE_GB_SECONDS: Final = 0.25 * 0.5
+ADVANCE_MEMORY_MB: Final = 256
+"""Of advance_training, in the template."""
+
+ADVANCE_SECONDS: Final = 0.5
+"""Assumed: the least of advance_training."""
+
+ADVANCE_CPU_SECONDS_PER_CLIENT: Final = 3.9e-5
+"""Of inviting and of recording a round together, S3 in memory: 3.9 CPU-seconds for 100,000 clients
+(python -m benchmarks.large_round 100000 --training, 2-core x86-64 machine, 2026-11)."""
+
+HEADERS_AT_ONCE: Final = 16
+"""Headers that advance_training reads at the same time."""
+
 ADVANCE_PUTS: Final = 2
 """State and record. To these come the list of members, and pieces of long lists."""
 
@@ -51,10 +62,29 @@ def overhead(clients: int, aggregator: LambdaConfig, *, is_buffered: bool = Fals
     return (
         TRANSITIONS * prices.transitions_per_1000 / 1e3
         + 2 * prices.invocations_per_million / 1e6
-        + (ADVANCE_GB_SECONDS + NOTICES_GB_SECONDS) * prices.gb_second(aggregator.architecture)
+        + (ADVANCE_MEMORY_MB / 1024 * advance_seconds(clients) + NOTICES_GB_SECONDS)
+        * prices.gb_second(aggregator.architecture)
         + prices.s3(requests)
         + prices.notifications_per_million / 1e6  # the state
     )
+
+
+def advance_seconds(clients: int) -> float:
+    """Return how long advance_training takes to record a round and to invite to the next one.
+
+    Headers are read several at a time, and pieces and pages of listings one after another.
+    """
+    headers = 0 if large_rounds.is_surveyed(clients) else clients
+    requests = of_functions(clients)
+    others = requests.gets + requests.puts - headers
+    cpu_seconds = (
+        ADVANCE_CPU_SECONDS_PER_CLIENT + speeds.LISTED_CPU_SECONDS
+    ) * clients + speeds.REQUEST_CPU_SECONDS * (headers + others)
+    waiting = speeds.REQUEST_SECONDS * (headers / HEADERS_AT_ONCE + others)
+    # That of a small round is in the least.
+    of_small = speeds.REQUEST_SECONDS * (ADVANCE_GETS + ADVANCE_PUTS + NOTICES_PUTS + 1)
+    share = ADVANCE_MEMORY_MB / limits.MB_PER_VCPU
+    return max(ADVANCE_SECONDS, cpu_seconds / share + waiting - of_small)
 
 
 def of_functions(clients: int, *, is_buffered: bool = False) -> pricing.Requests:

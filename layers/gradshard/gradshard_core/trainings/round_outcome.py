@@ -22,7 +22,6 @@ from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.s3.store import S3Store
 
-READERS: Final = 16
 FIRST_READ_BYTES: Final = 16 * 1024
 """The header of most updates is shorter than this, so that one request reads it."""
 
@@ -237,7 +236,7 @@ def _read_all(store: S3Store, contributors: Sequence[Contributor]) -> Iterator[_
         except UpdateError as error:
             return str(error)
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(training_cost.HEADERS_AT_ONCE) as pool:
         for contributor, found in zip(contributors, pool.map(read, contributors), strict=True):
             yield contributor.client, contributor.samples, found
 

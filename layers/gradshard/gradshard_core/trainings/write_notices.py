@@ -102,6 +102,8 @@ def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
         return {"training": keys.name, "written": 0, "renewals": len(asked)}
     with ThreadPoolExecutor(WRITERS) as pool:
         written = _Writer(store, signer, keys, spec, pool).write(holders)
+    if renewal.first is not None and not is_own:
+        store.delete(key)  # each round would leave others
     return {"training": keys.name, "written": written}
 
 
