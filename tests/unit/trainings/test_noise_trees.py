@@ -22,11 +22,10 @@ from gradshard_core.rounds import finalize_round as finalizing
 from gradshard_core.rounds import open_round as opening
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.finalize_round import finalize_round
-from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.pause_training import pause_training
 from tests import reference
 from tests.unit.aggregation.test_noise_tree import dyadic
-from tests.unit.trainings.machine import AGGREGATOR, MODEL, Machine, training_of
+from tests.unit.trainings.machine import MODEL, KeptState, Machine, training_of
 
 CLIENTS = [f"c{number:02}" for number in range(24)]
 DP = {"clip": 64.0, "noise_multiplier": 2.0, "delta": 1e-5}
@@ -403,32 +402,15 @@ def test_a_late_call_that_would_end_the_training_deletes_no_key_that_is_needed(
     machine: Machine,
 ) -> None:
     """Lambda may repeat a call whose first try has written the state long ago."""
-    store, key, before = machine.store, machine.keys.state, []
+    kept: list[KeptState] = []
 
     def call_late(invitation: Invitation) -> None:
         if invitation.number == 3:
-            before.append((store.head(key), store.objects[key], machine.state.step))
-        if invitation.number != 4:
-            return
-        head, get = store.head, store.get_bytes
-        heads, bodies = [before[0][0]], [before[0][1]]
-        there, now = keys_there(machine), machine.now
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                store, "head", lambda name: heads.pop() if name == key and heads else head(name)
-            )
-            patch.setattr(
-                store,
-                "get_bytes",
-                lambda name: bodies.pop() if name == key and bodies else get(name),
-            )
-            machine.now += timedelta(days=2)
-            step = before[0][2]
-            answer = advance_training(store, "t", run=1, step=step, aggregator=AGGREGATOR)
-        machine.now = now
-        assert not heads
-        assert answer["round"] == "t-00004"
-        assert keys_there(machine) == there == ["t-00002", "t-00003"]
+            kept.append(machine.keep_state())
+        if invitation.number == 4:
+            there = keys_there(machine)
+            assert machine.call_late(kept[0], later=timedelta(days=2))["round"] == "t-00004"
+            assert keys_there(machine) == there == ["t-00002", "t-00003"]
 
     machine.before_round = call_late
     state = machine.start(**options(budget={"seconds": 86400}))

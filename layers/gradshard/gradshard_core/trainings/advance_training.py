@@ -26,7 +26,7 @@ from gradshard_core.trainings.ended_round import (
 )
 from gradshard_core.trainings.inviting import next_round, training_round
 from gradshard_core.trainings.round_outcome import read_outcome
-from gradshard_core.trainings.stale_updates import reject_stale_updates
+from gradshard_core.trainings.stale_updates import reject_stale_updates, reject_waiting_updates
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 STEPS_PER_RUN: Final = 100
@@ -113,7 +113,7 @@ def advance_training(
         return replace(following, step=step + 1, changed_at=now.isoformat())
 
     state = change_state(store, keys, change)
-    delete_dropped_keys(store, state)
+    _clean_up(store, keys, spec, state)
     asked = {"training": name, "run": run, "step": step}
     if is_pending and state.invitation is not None:
         return asked | {"status": SETTLE, "round": state.invitation.round_id}
@@ -121,6 +121,13 @@ def advance_training(
     if answer["status"] == state.status:
         publish_if_stopped(store, name, state)
     return asked | answer
+
+
+def _clean_up(store: S3Store, keys: TrainingKeys, spec: TrainingSpec, state: TrainingState) -> None:
+    """Do what follows from a state once it is written: before, another call may write another."""
+    delete_dropped_keys(store, state)
+    if spec.is_buffered and state.status == ENDED:
+        reject_waiting_updates(store, keys, spec, state)
 
 
 def _answer(
