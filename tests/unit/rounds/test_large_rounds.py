@@ -608,6 +608,36 @@ def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
             )
 
 
+def test_an_arrival_in_an_eager_round_lists_only_if_its_group_may_be_complete(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, told: Told
+) -> None:
+    """Groups of four, of which the last client alone lists the 48 updates."""
+    ids = list(map(client, range(48)))
+    eager = {"topology": "grid", "fan_in": 4, "weights": "counts", "eager": True}
+    layout = {"w": {"dtype": "F32", "shape": [5]}}
+    machine.open(clients=ids, layout=layout, **eager)
+    updates, resumed, lists = updates_of(48), [], []
+    for number in map(int, np.random.default_rng(3).permutation(48)):
+        with monkeypatch.context() as patched:
+            counting = Counting(machine, patched)
+            etag = submit(machine, number, updates[number])
+            outcome = machine.collect(client(number), etag)
+        there = {key for key in machine.store.objects if key.startswith(machine.keys.updates)}
+        group = ids[number // 4 * 4 :][:4]
+        is_last = all(machine.keys.update(name) in there for name in group)
+        lists.append(counting.counts["collect_update", "list"])
+        assert (lists[-1] > 0) == is_last
+        assert counting.counts["collect_update", "get"] <= 8 + 3  # the others of its group
+        resumed.append((outcome["resumed"], is_last))
+    # A 48th of the groups is one.
+    assert all(is_resumed == is_last for is_resumed, is_last in resumed)
+    assert sum(lists) <= 12 * 3
+    machine.finish()
+    samples = [number % 7 + 1 for number in range(48)]
+    average = np.average([update["w"] for update in updates], axis=0, weights=samples)
+    np.testing.assert_allclose(np.frombuffer(result_of(machine), "f4"), average, rtol=1e-4)
+
+
 def requests_of_training(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
 ) -> Requests:
