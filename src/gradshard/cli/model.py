@@ -55,7 +55,7 @@ def model(context: click.Context) -> None:
     metavar="PATTERN",
     multiple=True,
     help="Average the tensors whose names match this pattern, for example bn.running_*, instead of "
-    "stepping them with the server optimizer. Repeat the option for each pattern.",
+    "changing them with the server optimizer. Repeat the option for each pattern.",
     default_text="those of the version before, and the names of BatchNorm's buffers",
 )
 @name_option
@@ -79,8 +79,9 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
     """Show the versions of the model.
 
     The last version is the current one. If rounds were private, or the model has a privacy budget,
-    "ε so far" is what the rounds up to a version have revealed about a client. It needs the extra
-    gradshard[privacy]; without it, the sum of 1/z² is shown.
+    "ε so far" is what the rounds up to a version have revealed about a client. Computing it needs
+    the extra gradshard[privacy]. Without it, the command shows the sum of 1/z² over the rounds,
+    where z is the noise multiplier of a round.
     """
     handle = federation.model(name)
     versions, ledger = handle.history(), handle.privacy()
@@ -234,13 +235,13 @@ def _delta_of(ledger: "PrivacyLedger") -> float | None:
 
 def _privacy(ledger: "PrivacyLedger", spent: float) -> dict[str, float | None]:
     """Return what the rounds up to a version have revealed; None without a bound or a library."""
-    from gradshard.client import accounting
+    from gradshard.client import privacy_accounting
 
     delta = _delta_of(ledger)
     is_bounded = math.isfinite(spent)
     epsilon = None
-    if delta is not None and is_bounded and accounting.is_installed():
-        epsilon = accounting.epsilon_of(spent, delta)
+    if delta is not None and is_bounded and privacy_accounting.is_installed():
+        epsilon = privacy_accounting.epsilon_of(spent, delta)
     return {"spent": spent if is_bounded else None, "epsilon": epsilon, "delta": delta}
 
 

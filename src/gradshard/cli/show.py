@@ -131,7 +131,7 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
     yield "waited", f"{manifest['waited_seconds']:.1f} s for updates, while no function ran"
     if privacy := manifest.get("privacy"):
         # It imports numpy, which other rounds are shown without.
-        from gradshard.client.accounting import privacy_in_words
+        from gradshard.client.privacy_accounting import privacy_in_words
 
         yield "privacy", privacy_in_words(privacy)
     if measuring := manifest.get("measuring"):

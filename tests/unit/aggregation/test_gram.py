@@ -16,6 +16,7 @@ from gradshard_core.aggregation.kernel import NonFiniteSumError, Source, Zone, a
 from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.formats.layout import Layout
 from tests import reference
+from tests.blas import blas_threads
 from tests.unit.aggregation.test_kernel import TENSOR, MemorySource, random_updates
 
 Updates = Sequence[dict[str, reference.Array]]
@@ -130,7 +131,7 @@ def test_products_are_those_of_rounded_chunks_whatever_the_cut(
     assert found == by_definition(updates, 8 * chunk, tuple(buffers))
 
 
-def test_large_updates_have_the_same_products_for_every_m() -> None:
+def test_large_updates_have_the_same_products_for_every_m_and_processor() -> None:
     rng = np.random.default_rng(5)
     updates = [
         {
@@ -144,6 +145,8 @@ def test_large_updates_have_the_same_products_for_every_m() -> None:
         measure(updates, shards, seed=shards, at_once=at_once)
         for shards, at_once in ((1, 1), (1, 3), (2, 2), (3, 3), (7, 1), (20, 3))
     ]
+    with blas_threads(2):
+        found.append(measure(updates, 3, seed=3, at_once=3))
     assert all(other == found[0] for other in found)
     flat = np.stack([np.concatenate([t.astype("f8") for t in u.values()]) for u in updates])
     norms = np.linalg.norm(flat, axis=1)

@@ -196,7 +196,7 @@ def test_every_option_survives_json(name: str) -> None:
         (BUFFERED, 2, 2, 2),
     ],
 )
-def test_so_many_are_invited_and_awaited(
+def test_the_numbers_of_invited_and_awaited_clients(
     options: dict[str, Any], members: int, invited: int, awaited: int
 ) -> None:
     assert count_invited(parse(**options), members) == (invited, awaited)

@@ -158,7 +158,7 @@ def test_compressed_parts_in_any_order_of_tensors_have_the_bits_of_what_they_dec
         assert result[name].tobytes() == tensor.tobytes(), name
 
 
-def test_such_a_round_is_verified_from_its_updates(machine: Machine) -> None:
+def test_a_partial_robust_round_is_verified_from_its_updates(machine: Machine) -> None:
     run(machine, updates(), {"name": "median", "layer_quorum": 5})
     stack = Round(MemoryStack(machine.store), machine.name)
     found = stack.verify(sample=1.0, seed="s")

@@ -174,15 +174,20 @@ def test_expected_shares_are_those_of_exact_arithmetic(users: int) -> None:
 def shares_of_fractions(reached: Sequence[Fraction]) -> list[Fraction]:
     """The same from the distribution of how many others are there, without rounding."""
     shares = []
-    for index, mine in enumerate(reached):
-        chances = [Fraction(1)]
-        for q in (*reached[:index], *reached[index + 1 :]):
-            padded = [*chances, Fraction(0)]
+    # Numerators over one denominator, which is raised to the number of clients.
+    whole = math.lcm(*(q.denominator for q in reached))
+    parts = [q.numerator * (whole // q.denominator) for q in reached]
+    for index, mine in enumerate(parts):
+        chances = [1]
+        for part in (*parts[:index], *parts[index + 1 :]):
+            padded = [*chances, 0]
             chances = [
-                here * (1 - q) + before * q
-                for here, before in zip(padded, [Fraction(0), *chances], strict=True)
+                here * (whole - part) + before * part
+                for here, before in zip(padded, [0, *chances], strict=True)
             ]
-        shares.append(mine * sum(chance / k for k, chance in enumerate(chances, 1)))
+        some = math.lcm(*range(1, len(chances) + 1))
+        total = sum(chance * (some // k) for k, chance in enumerate(chances, 1))
+        shares.append(Fraction(mine * total, some * whole ** len(parts)))
     return shares
 
 

@@ -270,7 +270,7 @@ def _adaptation(given: Mapping[str, Any]) -> Adaptation | None:
     if "quantile" not in given:
         for name in given.keys() & _ADAPTIVE.keys():
             raise SpecError(
-                f"dp: {name} is for a clip that adapts to a quantile of the lengths: give "
+                f"dp: {name} is for a clip that adapts to a quantile of the norms: give "
                 'quantile, too, for example "quantile": 0.5'
             )
         return None

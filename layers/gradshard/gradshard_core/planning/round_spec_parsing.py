@@ -141,19 +141,21 @@ def _check_apply(spec: RoundSpec) -> None:
             )
         return
     if spec.layout is not None:
-        raise SpecError("a round that is applied has the model's layout: leave out layout")
+        raise SpecError(
+            "server_optimizer decides on the layout, that of its model: leave out layout"
+        )
     robust = spec.robust_rule
     if spec.server_optimizer.updates == MODELS and robust is not None and robust.is_of_changes:
         raise SpecError(
-            f"server_optimizer: rule {robust.name} goes by how long updates are or where they "
-            "point, and updates are whole models: send deltas, or take median, trimmed_mean, krum "
-            "or geometric_median"
+            f"server_optimizer: rule {robust.name} uses the norms or directions of changes, "
+            "and updates are whole models: send deltas, or take median, trimmed_mean, krum or "
+            "geometric_median"
         )
     if spec.server_optimizer.updates == MODELS and spec.rule is not None and spec.takes_partial:
         what = f"rule {spec.rule.name}" if robust is None else LAYER_QUORUM
         raise SpecError(
-            "server_optimizer: updates models cannot be partial, since what nobody sends is no "
-            f"change: send deltas, or leave out {what}"
+            "server_optimizer: updates models cannot be partial, since a layer that nobody "
+            f"sends must stay unchanged: send deltas, or leave out {what}"
         )
 
 
@@ -258,7 +260,7 @@ def _check_privacy(spec: RoundSpec) -> None:
             raise SpecError(f"dp {why}: leave out {name}")
     if spec.server_optimizer is not None and spec.server_optimizer.updates == MODELS:
         raise SpecError(
-            "dp: updates are whole models, whose length says nothing of what a client has "
+            "dp: updates are whole models, whose norm says nothing of what a client has "
             "changed: send deltas"
         )
     if spec.layout is not None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.planning import large_rounds, limits, planner, pricing, round_cost, speeds
+from gradshard_core.planning import large_rounds, limits, measured_cost, planner, pricing, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
@@ -160,7 +160,7 @@ def measured(
     more = overhead(clients, aggregator, is_buffered=is_buffered)
     if not manifest["tasks"]:
         return float(manifest["projected"]["dollars"]["total"]) + more
-    bill = round_cost.measured(
+    bill = measured_cost.measured(
         manifest["tasks"],
         clients=clients,
         memory_mb=aggregator.memory_mb,

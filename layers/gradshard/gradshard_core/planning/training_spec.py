@@ -130,13 +130,14 @@ class TrainingSpec:
     )
     updates_per_client: int = option(
         WholeNumber(1, MAX_BUFFER),
-        "Take this number of updates of a client into a buffer, each from another version of the "
-        "model, in buffered mode.",
+        "Count up to this number of updates of each client in a buffer, each trained from another "
+        "version of the model, in buffered mode.",
         value=1,
     )
     max_staleness: int | None = option(
         WholeNumber(0, MAX_STALENESS),
-        "Reject updates that began more than this number of versions before the current one.",
+        "Reject an update if the model that it was trained from is more than this number of "
+        "versions old.",
         value=None,
         default=f"{DEFAULT_STALENESS} in buffered mode",
     )
@@ -147,7 +148,8 @@ class TrainingSpec:
             metavar="A",
             is_number=True,
         ),
-        "Weigh an update that began t versions ago by (1 + t)^-A; 0 weighs all alike.",
+        "Multiply the weight of an update by (1 + t)^-A if the model that it was trained from is t "
+        "versions old. With 0, all updates count alike.",
         value=None,
         default=f"{DEFAULT_EXPONENT} in buffered mode",
     )
@@ -182,8 +184,9 @@ class TrainingSpec:
     )
     noise_tree: int | None = option(
         WholeNumber(2, MAX_LEAVES),
-        "Let the noise of private rounds cancel in trees of this number of rounds. Each client is "
-        "invited once in a tree. Needs dp and a whole number as sample.",
+        "Take the noise of earlier private rounds out of the model again, within groups (trees) of "
+        "this number of rounds. Each client is invited once in a tree. Needs dp and a whole "
+        "number as sample.",
         value=None,
         default="noise stays in the model",
     )
@@ -196,8 +199,8 @@ class TrainingSpec:
             is_json=True,
             encoder=lambda found: {name: schedule.stated for name, schedule in found.items()},
         ),
-        'Settings that clients get, for example {"epochs": 1, "learning_rate": {"start": 0.1, '
-        '"decay": 0.98}}.',
+        'Numbers and texts that clients get with an invitation, for example {"epochs": 1, '
+        '"learning_rate": {"start": 0.1, "decay": 0.98}}.',
         value=None,
         default="none",
     )

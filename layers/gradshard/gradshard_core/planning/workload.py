@@ -71,7 +71,7 @@ class Workload:
     unit_bytes: int = 0
     lists: Lists = NO_LISTS
 
-    @property
+    @cached_property
     def contributors(self) -> int:
         """The number of updates that are averaged."""
         return sum(self.levels[0])
@@ -87,7 +87,7 @@ class Workload:
         """Mean size of an update as it is stored."""
         return self.nbytes if self.stored_bytes is None else self.stored_bytes
 
-    @property
+    @cached_property
     def fan_in(self) -> int:
         """The largest number of inputs of a task."""
         return max(map(max, self.levels))
@@ -115,7 +115,7 @@ class Workload:
         """Bytes that applying the average reads, over all shards; it writes as many."""
         return 0 if self.applied is None else self.nbytes + self.applied * self.sum_bytes
 
-    @property
+    @cached_property
     def is_disordered(self) -> bool:
         """Whether any update has its tensors in another order than the layout."""
         return any(disorder.groups for disorder in self.disorder)

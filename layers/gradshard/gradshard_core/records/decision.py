@@ -12,7 +12,7 @@ from gradshard_core.records.stored_lists import with_decided
 from gradshard_core.s3.json_reads import JsonReads
 
 if TYPE_CHECKING:
-    # What shows a decision needs no numpy.
+    # Commands that show a decision do without numpy, which plans import.
     from gradshard_core.planning.plan import Plan
     from gradshard_core.planning.plan_parts import Contributor
 

@@ -116,6 +116,6 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         dollars=0.0,
         last_dollars={},
         reason=None,
-        # That of a failed round may name clients.
+        # The cause of a failed round may name clients.
         cause=state.cause if state.status == ENDED else None,
     )

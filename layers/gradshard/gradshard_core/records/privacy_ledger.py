@@ -6,7 +6,7 @@ if its clip adapts (:mod:`gradshard_core.aggregation.privacy`). All rounds of a 
 that makes it deeper pays. Costs add up: all rounds together reveal as much as one with the noise
 multiplier 1/√(Σ 1/z²) (:mod:`gradshard_core.aggregation.privacy`). From that sum, an accountant
 computes ε at any δ; functions only compare it with the *allowance* of the model's budget, which was
-computed when the budget was set (``gradshard.client.accounting``).
+computed when the budget was set (``gradshard.client.privacy_accounting``).
 
 An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that
 failed before noise was drawn costs nothing; in a tree, its repetition does.

@@ -28,8 +28,8 @@ from gradshard_core.rounds.bad_inputs import (
     reject_nonfinite,
     reject_unreadable,
 )
+from gradshard_core.rounds.header_survey import survey
 from gradshard_core.rounds.overflow import reject_largest_step
-from gradshard_core.rounds.survey import survey
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import RangeStream
@@ -108,7 +108,7 @@ def _do(
         As :func:`_aggregate_or_reject`.
     dict
         If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch. If
-        it reads headers, what :func:`gradshard_core.rounds.survey.survey` returns.
+        it reads headers, what :func:`gradshard_core.rounds.header_survey.survey` returns.
     """
     if plan.computation.surveys:
         return [], True, survey(s3, plan, task)

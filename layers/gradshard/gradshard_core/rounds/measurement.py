@@ -193,7 +193,7 @@ def summary(
 ) -> dict[str, Any]:
     """Return what the manifest, which clients read, has of measuring: no norms and no weights.
 
-    Who was clipped depends on what clients sent, which a private round hides.
+    A private round hides which clients were clipped, because that depends on their updates.
     """
     clipped = None
     if plan.computation.dp is None:

@@ -30,12 +30,12 @@ from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.notice import Notice, NoticeUrls, seen_by
-from gradshard_core.records.ticket_record import (
+from gradshard_core.records.ticket_urls import (
     METADATA_ROOM_BYTES,
     Presigner,
+    build_ticket,
     max_update_bytes,
     sent_layout,
-    ticket_record,
 )
 from gradshard_core.records.training_state import (
     ENDED,
@@ -229,7 +229,7 @@ class _Writer:
         invitation = state.invitation
         if invitation is None or shared.version is None or not invitation.invites(client):
             return None
-        return ticket_record(
+        return build_ticket(
             self._signer,
             RoundKeys(invitation.answered_to(self._keys)),
             client,

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gradshard.client.accounting import budget_of, epsilon_of
 from gradshard.client.model import Model
+from gradshard.client.privacy_accounting import budget_of, epsilon_of
 from gradshard_core.aggregation.noise_tree import Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
 from gradshard_core.errors import PrivacyBudgetError, SpecError
