@@ -241,7 +241,7 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
         "rejected": [],
     }
     if plan.computation.measures:
-        report["products"] = []
+        report["products"] = {}
     for level in range(len(plan.levels)):
         for task in plan.tasks(level):
             s3.create(keys.task_report(level, task.number), json.dumps(report).encode(), 1)

@@ -322,6 +322,11 @@ class RoundSpec:
         return self.rule if isinstance(self.rule, RobustRule) else None
 
     @property
+    def compares_layers(self) -> bool:
+        """Whether the rule compares partial updates, which it does in each layer by itself."""
+        return self.robust_rule is not None and self.robust_rule.decides_by_layer
+
+    @property
     def measures(self) -> bool:
         """Whether updates are measured before they are added."""
         return self.decider is not None
@@ -336,6 +341,11 @@ class RoundSpec:
     def noised(self) -> PrivacyMechanism | None:
         """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
         return self.dp if self.masked is None else None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether clients were drawn in secret, so that nothing may depend on who answers."""
+        return self.dp is not None and self.dp.draw is not None
 
     @property
     def averages_all(self) -> bool:

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
+from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample, parse_secret_sample
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.option_kinds import (
@@ -23,6 +24,7 @@ from gradshard_core.planning.option_kinds import (
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
     MAX_EXPONENT,
+    MAX_NAMED,
     InboxSpec,
     parse_clients,
     parse_exponent,
@@ -190,6 +192,20 @@ class TrainingSpec:
         value=None,
         default="noise stays in the model",
     )
+    secret_sample: SecretSample | None = option(
+        Parsed(
+            parse_secret_sample,
+            "object with `probability` and `divisor`",
+            metavar="JSON",
+            is_json=True,
+            encoder=SecretSample._asdict,
+        ),
+        "Draw each client of a private round with this probability, in secret, and divide the sum "
+        'by divisor, for example {"probability": 0.05, "divisor": 50}. A round lasts for its '
+        "timeout and has no quorum. Needs dp.",
+        value=None,
+        default="all, or sample",
+    )
     settings: Mapping[str, Schedule] | None = option(
         Parsed(
             parse_schedules,
@@ -267,6 +283,8 @@ class TrainingSpec:
         """Return the fewest members with which a round can be opened."""
         if self.is_buffered:
             return int(self.round.get("min_clients", 1))
+        if self.secret_sample is not None:
+            return self.secret_sample.fewest
         return max(self.terms.expected, int(self.sample or 1))
 
     def round_spec(
@@ -275,7 +293,7 @@ class TrainingSpec:
         awaited: int,
         after: str | None,
         clip: float | None = None,
-        tree: Place | None = None,
+        stated: Place | SecretDraw | None = None,
     ) -> RoundSpec:
         """Return the spec of a round for these clients.
 
@@ -289,10 +307,12 @@ class TrainingSpec:
             The round before, whose assignments the clients follow; None for the first one.
         clip
             The clip of a private round, if it has adapted.
-        tree
-            Its place in a tree of noise, if the training has one.
+        stated
+            Its place in a tree of noise, or the secret draw of its clients, if the training has
+            one.
         """
-        fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
+        quorum = 1 if isinstance(stated, SecretDraw) else self._quorum(awaited)
+        fields: dict[str, Any] = {"min_clients": quorum, **self.round}
         fields["clients"] = list(clients)
         if awaited < len(clients):
             fields["enough_clients"] = awaited
@@ -300,8 +320,9 @@ class TrainingSpec:
             fields["assignments"] = {**fields["assignments"], "after": after}
         if fields.get("dp") is not None and clip is not None:
             fields["dp"] = {**fields["dp"], "clip": clip}
-        if tree is not None:
-            fields["dp"] = {**fields["dp"], "tree": tree.to_json()}
+        if stated is not None:
+            name = "tree" if isinstance(stated, Place) else "draw"
+            fields["dp"] = {**fields["dp"], name: stated.to_json()}
         return parse_new_spec(fields)
 
     def buffer_spec(self, training: str, oldest: int, repeated_round: str | None) -> RoundSpec:
@@ -322,6 +343,11 @@ class TrainingSpec:
             training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, repeated_round
         )
         return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
+
+    @property
+    def most_drawn(self) -> int:
+        """The most members of which clients are drawn in secret: any number may be."""
+        return min(MAX_NAMED, self.terms.capacity)
 
     def _quorum(self, awaited: int) -> int:
         """Return the default of ``min_clients``: what the rule needs, and over half."""

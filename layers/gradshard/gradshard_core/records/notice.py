@@ -108,6 +108,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         suspects=(),
         tree=None,
         dropped_keys=(),
+        drawn=(),
         counted={
             version: {client: clients[client]}
             for version, clients in state.counted.items()

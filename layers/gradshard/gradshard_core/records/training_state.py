@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, Final, Self
 
-from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.aggregation.noise_tree import NoiseTree, Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.secret_draw import SecretDraw
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
@@ -87,10 +88,14 @@ class Invitation:
     @classmethod
     def from_json(cls, fields: Mapping[str, Any], get: Get | None = None) -> Self:
         """Read an invitation from a state; ``get`` loads a piece of a long list of clients."""
-        clients = fields["clients"]
-        if get is not None and is_in_pieces(clients):
-            return cls(**{**fields, "clients": StoredList[str](clients, get)})
-        return cls(**{**fields, "clients": tuple(clients)})
+        return cls(**{**fields, "clients": _listed(fields["clients"], get)})
+
+
+def _listed(clients: Any, get: Get | None) -> Sequence[str]:
+    """Return ids as a state has them: all, or the names of the pieces."""
+    if get is not None and is_in_pieces(clients):
+        return StoredList[str](clients, get)
+    return tuple(clients)
 
 
 class StoredCounts(Mapping[str, int]):
@@ -162,6 +167,8 @@ class TrainingState:
     dropped_keys
         The rounds whose keys of noise no round needs from this state on: they are deleted when the
         state has been written, and once more before it is replaced.
+    drawn
+        The clients that were drawn in secret for a round that has failed: they repeat it.
     invitation
         The round that is under way.
     failures
@@ -224,6 +231,7 @@ class TrainingState:
     clip: float | None = None
     tree: NoiseTree | None = None
     dropped_keys: tuple[str, ...] = ()
+    drawn: Sequence[str] = ()
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -251,6 +259,7 @@ class TrainingState:
             "best": self.best and asdict(self.best),
             "tree": self.tree and asdict(self.tree),
             "silent": silent,
+            "drawn": encode_clients(self.drawn),
         }
 
     @classmethod
@@ -269,6 +278,7 @@ class TrainingState:
                 "dropped_keys": tuple(fields.get("dropped_keys", ())),
                 "best": best and Best(**best),
                 "tree": tree and NoiseTree.from_json(tree),
+                "drawn": _listed(fields.get("drawn", ()), get),
             }
         )
 
@@ -277,11 +287,14 @@ def synchronous_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingSta
     """Return the spec of the round of training to which a state invites."""
     invitation = state.invitation
     assert invitation is not None  # noqa: S101 - for mypy: the callers have looked
-    place = None
+    stated: Place | SecretDraw | None = None
     if state.tree is not None:
-        place = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+        stated = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+    elif spec.secret_sample is not None:
+        draw = f"{state.started_at} {invitation.number}"
+        stated = SecretDraw(keys.name, draw, *spec.secret_sample)
     return spec.round_spec(
-        invitation.clients, invitation.awaited, state.last_round, state.clip, place
+        invitation.clients, invitation.awaited, state.last_round, state.clip, stated
     )
 
 
@@ -304,6 +317,8 @@ def _in_pieces(store: S3Store, keys: TrainingKeys, state: TrainingState) -> dict
         document["invitation"]["clients"] = store_kept(
             store, keys, document["invitation"]["clients"]
         )
+    if not is_in_pieces(document["drawn"]):
+        document["drawn"] = store_kept(store, keys, document["drawn"])
     if not isinstance(state.silent, StoredCounts):
         listed = store_kept(store, keys, sorted(state.silent.items()))
         if is_in_pieces(listed):

@@ -166,7 +166,8 @@ def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence
         They are too few; the text says who is missing, and why others were rejected.
     """
     count = len(admission_result.contributors)
-    if count >= spec.min_clients:
+    # To know that a round of drawn clients had a quorum would be to know something of the draw.
+    if count >= spec.min_clients or spec.is_drawn:
         return
     updates = "update" if count == 1 else "updates"
     text = f"{count} good {updates}, but min_clients is {spec.min_clients}"

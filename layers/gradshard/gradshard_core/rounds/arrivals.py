@@ -335,6 +335,8 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
         return True
     if spec.inbox is not None:
         return buffered_round.is_full(store, spec)
+    if spec.is_drawn:
+        return False  # its length would tell who was drawn
     if record_parts(spec):
         return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager:

@@ -78,7 +78,7 @@ def completed_manifest(
             "crc64nvme": checksum,
             "tensors": plan.layout.tensors,
         },
-        "contributors": stored(store, keys, plan.contributors, partial(_named, plan)),
+        "contributors": stored(store, keys, plan.senders, partial(_named, plan)),
         "codecs": _by_codec(plan),
         "rejected": stored(store, keys, plan.participants.rejected, vars),
         "missing": stored(store, keys, plan.participants.missing),
@@ -151,7 +151,7 @@ def _privacy(store: S3Store, plan: Plan, whole: float | None) -> dict[str, Any] 
         "cost": cost,
         "spent": spent if math.isfinite(spent) else None,
         **dp.to_json(),
-        "clients": len(plan.contributors),
+        "clients": len(plan.senders),
         "deviation": dp.deviation(len(plan.contributors)),
         "step": dp.grid(count_elements(plan.layout.spans, 0, plan.layout.nbytes)).step,
         "whole": whole,
@@ -186,7 +186,8 @@ def _partial(plan: Plan) -> dict[str, Any]:
                     client: weight
                     for client, weight in zip(clients, weighed.weights, strict=True)
                     if weight is not None
-                },
+                }
+                | {c.client: 0.0 for c in plan.participants.left_out if layer.is_in(c.runs)},
             }
             for layer, weighed in zip(plan.layout.layers, plan.computation.layers, strict=True)
         ],

@@ -192,9 +192,7 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
     notes: list[str] = []
     # Of more updates than planning reads headers of, tasks have read the metrics, too.
     is_surveyed = len(plan.contributors) > READ_AT_ONCE
-    read = (
-        _surveyed(store, keys, plan) if is_surveyed else _read_all(store, list(plan.contributors))
-    )
+    read = _surveyed(store, keys, plan) if is_surveyed else _read_all(store, list(plan.senders))
 
     def counting() -> Iterator[tuple[int, dict[str, float]]]:
         for client, samples, found in read:
