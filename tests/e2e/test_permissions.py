@@ -81,8 +81,14 @@ LARGE = (
     ("s3:PutObject", "/rounds/*/clients/*"),
     ("s3:GetObject", "/rounds/*/arrived/*"),
     ("s3:PutObject", "/rounds/*/arrived/*"),
+    ("s3:GetObject", "/trainings/*/pieces/*"),
+    ("s3:PutObject", "/trainings/*/pieces/*"),
+    ("s3:GetObject", "/rounds/*/metrics/*"),
+    ("s3:PutObject", "/rounds/*/metrics/*"),
+    ("s3:PutObject", "/trainings/*/holders/*"),
+    ("s3:DeleteObject", "/trainings/*/holders/*"),
 )
-"""What only rounds of more than 512 or 1,000 clients use; too many for a test."""
+"""What only rounds of more than 256, 512, 1,000 or 4,096 clients use; too many for a test."""
 
 SURVEYS = (("s3:GetObject", "/rounds/*/task-reports/*"), ("s3:ListBucketVersions", ""))
 """What ``plan_round`` does only in rounds of more than 4,096 updates."""

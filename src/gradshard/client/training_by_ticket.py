@@ -145,7 +145,7 @@ class TicketTraining:
 
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
-        return invitation.is_open or self.client in invitation.clients
+        return invitation.invites(self.client)
 
     def round(self, invitation: Invitation) -> TicketRound:
         """Return the round of an invitation.

@@ -99,7 +99,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
     """Return a training's state as the holder of a client's ticket may know it."""
     invitation = state.invitation
     if invitation is not None and not invitation.is_open:
-        is_invited = client in invitation.clients
+        is_invited = invitation.invites(client)
         invitation = replace(invitation, clients=(client,)) if is_invited else None
     return replace(
         state,
@@ -107,6 +107,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         silent={},
         suspects=(),
         tree=None,
+        dropped_keys=(),
         drawn=(),
         counted={
             version: {client: clients[client]}

@@ -342,6 +342,9 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     if not spec.eager:
         is_complete = _is_everybody_there(store, keys, spec, arriving)
         return spec.is_complete(arrived(store, keys)) if is_complete is None else is_complete
+    group = next((clients for clients in spec.groups() if arriving in clients), ())
+    if _is_anybody_missing(store, keys, group, arriving):
+        return False
     there = arrived(store, keys)
     awaited = store.get_json(keys.plan, lambda plan: tuple(plan["awaited"]))
     groups = len(spec.groups())
@@ -370,14 +373,21 @@ def _is_everybody_there(
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return None
     drawn = spec.clients.near(arriving) if isinstance(spec.clients, StoredList) else spec.clients
-    others = [client for client in drawn if client != arriving]
-    looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
-    if any(store.head(keys.update(client)) is None for client in looked_for):
+    if _is_anybody_missing(store, keys, drawn, arriving):
         return False
-    if len(looked_for) < len(others) or drawn is not spec.clients:
+    if len(drawn) - (arriving in drawn) > HEADS_BEFORE_LIST or drawn is not spec.clients:
         return None
     # The event may be late, and its update deleted.
     return arriving not in drawn or store.head(keys.update(arriving)) is not None
+
+
+def _is_anybody_missing(
+    store: S3Store, keys: RoundKeys, clients: Sequence[str], arriving: str
+) -> bool:
+    """Look for a few of some clients, at random, and not for the one whose update arrives."""
+    others = [client for client in clients if client != arriving]
+    looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
+    return any(store.head(keys.update(client)) is None for client in looked_for)
 
 
 def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] | None) -> list[int]:
