@@ -15,7 +15,7 @@ from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, p
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import memory_projection, planner, pricing
+from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.projection import project
@@ -106,13 +106,11 @@ def test_a_tree_by_hand() -> None:
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
     small = (4 * 256 + 256 + 472 + 256) / 1024 * 0.3
-    # With three others the looks are C(3 - m, j) / C(3, j) over m and j: 1, 1 + 1/3, 1 + 2/3 + 1/3,
-    # and 3; the last one looks for its own, and nobody lists.
-    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3 + 1, 0))
-    arrivals = (4 * 6 + 8) * 0.4e-6
+    # Three arrivals look for one client each, and the last one for all four.
+    arrivals = (4 * 3 + 3 + 4) * 0.4e-6
     # Opening, planning two levels, finalizing with its partial sums; and a read of each task's
     # report.
-    rest = (2 + 6 + 5) * 5e-6 + (1 + 3 + 2 + 1 + 3) * 0.4e-6
+    rest = (2 + 6 + 5) * 5e-6 + (3 + 3 + 2 + 1 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 

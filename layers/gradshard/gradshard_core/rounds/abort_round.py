@@ -17,6 +17,7 @@ from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds.waiting import end_waiting
 from gradshard_core.s3.store import S3Store
 
 
@@ -65,6 +66,7 @@ def abort_round(
         plan, has_partials, is_private, dp = None, True, True, None
     manifest = _manifest(store, keys, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
+    end_waiting(store, keys)
     server_optimizer = _apply_terms(store, keys, plan)
     outputs = [
         keys.result,

@@ -20,7 +20,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import arrivals, asking, aws_callbacks
+from gradshard_core.rounds import arrivals, asking, aws_callbacks, waiting
 from gradshard_core.s3.store import S3Store
 
 
@@ -63,7 +63,11 @@ def open_round(
     except GradshardError as error:
         aws_callbacks.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "rejected", "reason": str(error)}
-    tokens = arrivals.keep_token(store, keys, token)
+    terms = spec if waiting.waits_once(spec) else None
+    tokens = waiting.keep_token(store, keys, token, terms)
+    if terms and (store.head(keys.plan) is not None or store.head(keys.manifest) is not None):
+        # The machine took this call for dead: the round is planned, or has ended.
+        waiting.end_waiting(store, keys)
     plan = read_plan(store, keys) if spec.masked is not None else None
     if plan is not None:
         return _await_keeper(store, keys, spec, plan, tokens)
@@ -71,7 +75,7 @@ def open_round(
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.
     if spec.eager and store.head(keys.deadline) is not None:
-        resumed = arrivals.resume(store, keys, arrivals.DEADLINE)
+        resumed = waiting.resume(store, keys, waiting.DEADLINE)
     else:
         resumed = arrivals.resume_if_due(store, keys, spec)
     return {"round": round_id, "status": "opened", "resumed": resumed}
@@ -106,7 +110,7 @@ def _await_keeper(
     aws_callbacks.schedule_deadline(keys.round_id, asking.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
     has_answered = asking.has_answered(store, keys, plan, spec)
-    is_resumed = has_answered and arrivals.resume(store, keys, arrivals.COMPLETE)
+    is_resumed = has_answered and waiting.resume(store, keys, waiting.COMPLETE)
     return {"round": keys.round_id, "status": "asking", "resumed": is_resumed}
 
 

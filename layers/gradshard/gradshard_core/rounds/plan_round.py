@@ -16,6 +16,7 @@ from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
 from gradshard_core.rounds.replan import replan
+from gradshard_core.rounds.waiting import end_waiting, waits_once
 from gradshard_core.s3.store import S3Store
 
 
@@ -92,6 +93,9 @@ def _hand_out(
 ) -> dict[str, Any]:
     """Tell clients that were overlooked, and write the tasks of a plan that is written."""
     if plan.attempt == 0 and plan.is_complete and spec is not None:
+        if waits_once(spec):
+            # First: who arrives from now on finds the plan, and who came before is looked for.
+            end_waiting(store, keys)
         reject_overlooked(store, keys, spec, plan)
     return _write_tasks(store, keys, plan, aggregator, keeper)
 
