@@ -13,16 +13,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradshard_core.stragglers.assignments import (
-    Assignment,
-    Assignments,
-    AssignmentSettings,
-    Report,
-    assign,
-    find_target,
-    normalised_weights,
-    progress,
-)
+from gradshard_core.stragglers.assignment_settings import AssignmentSettings
+from gradshard_core.stragglers.assignments import Assignment, Assignments, assign, find_target
+from gradshard_core.stragglers.local_steps import normalised_weights, plain_steps
+from gradshard_core.stragglers.training_report import Report
 from stragglers import clock, network, program, splits
 from stragglers.backends import Backend, InMemory, chosen
 from stragglers.curves import Curve, Floats, Panel
@@ -132,7 +126,7 @@ def normalised(
 ) -> dict[str, float]:
     """Return weights that make up for how far each client went."""
     went = [
-        progress(
+        plain_steps(
             settings.epochs * clock.steps_per_epoch(samples[client], settings.batch_size),
             settings.learning_rate / base.learning_rate,
         )

@@ -43,13 +43,10 @@ from gradshard_core.planning.spec_parsing import parse_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
-from gradshard_core.stragglers.assignments import (
-    AssignmentSettings,
-    assign,
-    find_target,
-    parse_report,
-)
+from gradshard_core.stragglers.assignment_settings import AssignmentSettings
+from gradshard_core.stragglers.assignments import assign, find_target
 from gradshard_core.stragglers.layers import check_depth, coverage_of, layers_of
+from gradshard_core.stragglers.training_report import parse_report
 from tests import compressed
 
 MAX_REASON: Final = 2_000

@@ -40,7 +40,8 @@ from gradshard.utils.text import escape_terminal, format_size, pluralize, shorte
 from gradshard_core.errors import TrainingFailed
 from gradshard_core.planning.options import REQUIRED
 from gradshard_core.planning.spec import OPTIONS as ROUND_OPTIONS
-from gradshard_core.planning.training_spec import DECIDED, DEFAULTS, OPTIONS
+from gradshard_core.planning.training_round_options import DECIDED
+from gradshard_core.planning.training_spec import DEFAULTS, OPTIONS
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
 
 if TYPE_CHECKING:

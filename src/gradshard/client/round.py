@@ -13,10 +13,17 @@ from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.stack import Stack
 from gradshard.client.status import StatusPoller, read_status
+from gradshard.client.submission import (
+    check_expected,
+    check_partial,
+    differs,
+    is_counted,
+    known_layout,
+)
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, content_of
-from gradshard.client.uploads import Progress, checksum_of, upload
+from gradshard.client.uploads import Progress, upload
 from gradshard.client.verification import Verification
 from gradshard.client.verification_ticket import (
     VerificationTicket,
@@ -29,24 +36,19 @@ from gradshard_core.errors import (
     RoundNotFoundError,
     RoundStateError,
     TicketError,
-    UpdateError,
 )
 from gradshard_core.formats.encoded import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.spec import RoundSpec
 from gradshard_core.planning.spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest import COMPLETED
-from gradshard_core.records.model_registry import Version, layout_of, read_version
+from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.round_spec import read_spec
-from gradshard_core.records.stored_lists import read_expected, read_manifest, read_plan
+from gradshard_core.records.stored_lists import read_expected, read_manifest
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment
-
-NAMED: Final = 20
-"""Expected clients that an error names."""
 
 POLLS_PER_EXECUTION: Final = 5
 """Manifest polls per DescribeExecution call, which Step Functions throttles."""
@@ -199,9 +201,9 @@ class Round(RoundAccess):
             check_unreported(training, metrics, codec)
         with content_of(update, samples, training, metrics) as content:
             spec, ordered = self.prepare(client, content, partial=partial, codec=codec, mask=mask)
-            if self._is_counted(spec, client, ordered):
+            if is_counted(self.store, self.keys, spec, client, ordered):
                 return False
-            replaces = self._differs(key, ordered)
+            replaces = differs(self.store, key, ordered)
             upload(self.store, key, ordered, progress, parallel=parallel)
             keep_residual(ordered)
             return replaces
@@ -225,8 +227,8 @@ class Round(RoundAccess):
             The round takes whole updates only, or the client is not expected.
         """
         spec = self.spec()
-        _check_expected(spec, client, self.id)
-        _check_partial(spec, self.id)
+        check_expected(spec, client, self.id)
+        check_partial(spec, self.id)
         return LayerUpload(self, client, samples, codec, training)
 
     def assignment(self, client: str) -> Assignment:
@@ -281,8 +283,8 @@ class Round(RoundAccess):
             There is no such round.
         """
         spec, record = self._opened()
-        _check_expected(spec, client, self.id)
-        layout, agreement = self._layout(spec, record), Agreement.of(spec)
+        check_expected(spec, client, self.id)
+        layout, agreement = known_layout(self.store, spec, record), Agreement.of(spec)
         if max_bytes is None:
             if layout is None:
                 raise TicketError(
@@ -477,7 +479,7 @@ class Round(RoundAccess):
         UpdateError
             The client is not expected.
         """
-        _check_expected(self.spec(), client, self.id)
+        check_expected(self.spec(), client, self.id)
         self._completed()
         return issue_verification_ticket(self.store, self.keys, client, expires=expires)
 
@@ -547,70 +549,13 @@ class Round(RoundAccess):
             infinities, which the round does not allow.
         """
         spec, record = self._opened()
-        _check_expected(spec, client, self.id)
+        check_expected(spec, client, self.id)
         if partial:
-            _check_partial(spec, self.id)
-        layout = self._layout(spec, record)
+            check_partial(spec, self.id)
+        layout = known_layout(self.store, spec, record)
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
         check_taken(fitted.layout, (spec.codecs or ()))
         if mask is not None:
             return spec, masked(fitted, Agreement.of(spec), layout, mask, client, self.id)
         check_unmasked(Agreement.of(spec), self.id)
         return spec, compressed(fitted, codec, (spec.codecs or ()), self.id)
-
-    def _layout(self, spec: RoundSpec, record: dict[str, Any] | None) -> Layout | None:
-        """Return the layout that updates must have, if it is known: the model's, or the spec's."""
-        if spec.server_optimizer is None or record is None:
-            return spec.layout
-        store = self.store
-        version = read_version(store, spec.server_optimizer.model, record["model_version"])
-        return layout_of(store, version.tensors)
-
-    def _differs(self, key: str, content: Content) -> bool:
-        """Return whether there is another update of the client already."""
-        store = self.store
-        if store.head(key) is None:
-            return False
-        return store.checksum(key) != checksum_of(content)
-
-    def _is_counted(self, spec: RoundSpec, client: str, content: Content) -> bool:
-        """Return whether this update is in the plan already, so that submitting it changes nothing.
-
-        Raises
-        ------
-        RoundStateError
-            The round takes no more updates, and has not got this one.
-        """
-        store = self.store
-        plan = read_plan(store, self.keys)
-        if plan is None:
-            manifest = read_manifest(store, self.keys)
-            if manifest is None:
-                return False
-            raise RoundStateError(f"round {self.id!r} has ended ({manifest['status']})")
-        if spec.awaits(client, plan.stage.awaited):
-            return False
-        counted = {c.client: c.source for c in plan.contributors}
-        source = counted.get(client)
-        if source and store.checksum(source.key, etag=source.etag) == checksum_of(content):
-            return True
-        raise RoundStateError(
-            f"round {self.id!r} was planned at {plan.planned_at} and takes no more updates"
-        )
-
-
-def _check_expected(spec: RoundSpec, client: str, round_id: str) -> None:
-    if not spec.expects(client):
-        assert not isinstance(spec.clients, int)  # noqa: S101 - for mypy: then all are expected
-        named, more = ", ".join(spec.clients[:NAMED]), len(spec.clients) - NAMED
-        others = f" and {more:,} others" if more > 0 else ""
-        raise UpdateError(
-            f"client {client!r} is not expected in round {round_id!r}, only {named}{others}"
-        )
-
-
-def _check_partial(spec: RoundSpec, round_id: str) -> None:
-    if not spec.takes_partial:
-        raise UpdateError(
-            f"round {round_id!r} averages whole updates only; open it with a rule for partial ones"
-        )

@@ -15,7 +15,8 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import TRAININGS, TrainingKeys, is_id
-from gradshard_core.planning.training_spec import OPTIONS, parse_training_spec
+from gradshard_core.planning.training_spec import OPTIONS
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,

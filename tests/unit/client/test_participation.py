@@ -27,7 +27,7 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.training_state import Invitation, TrainingState
 from tests import compressed, reference
 from tests.unit.fakes import MemoryStack, MemoryStore

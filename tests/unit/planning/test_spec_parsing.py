@@ -13,7 +13,7 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
 from gradshard_core.planning.spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.planning.spec_parsing import parse_new_spec, parse_spec
-from gradshard_core.stragglers.assignments import AssignmentSettings
+from gradshard_core.stragglers.assignment_settings import AssignmentSettings
 
 DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
 

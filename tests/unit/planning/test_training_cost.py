@@ -4,7 +4,7 @@ import pytest
 
 from gradshard_core.planning import aws_prices, training_cost
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 
 AGGREGATOR = LambdaConfig(DEFAULT_MEMORY_MB, "arm64")
 

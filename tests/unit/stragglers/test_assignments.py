@@ -1,34 +1,27 @@
 """What clients are told to do next round."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard_core.errors import SpecError
+from gradshard_core.stragglers.assignment_settings import (
+    AssignmentSettings,
+    parse_assignment_settings,
+)
 from gradshard_core.stragglers.assignments import (
     FORGET_ROUNDS,
     Assigned,
     Assignment,
     Assignments,
-    AssignmentSettings,
-    Report,
     Speed,
     assign,
-    bounded_steps,
     find_target,
-    normalised_weights,
-    note_bounded_steps,
-    parse_assignment_settings,
-    parse_report,
-    progress,
 )
+from gradshard_core.stragglers.training_report import Report, parse_report
 
 TERMS = AssignmentSettings(batch_size=16, epochs=2, learning_rate=0.05)
 SETTINGS = {"batch_size": "16", "epochs": "2", "steps": "14"}
@@ -173,68 +166,6 @@ def test_a_client_that_is_away_for_long_is_forgotten() -> None:
     assert list(speeds(document)) == ["b"]
 
 
-@pytest.mark.parametrize(
-    ("metadata", "note"),
-    [
-        ({}, "train_seconds is missing"),
-        ({"train_seconds": "soon"}, "train_seconds is 'soon', not a number"),
-        ({"train_seconds": "0"}, "train_seconds is '0', not over 0"),
-        ({"train_seconds": "-3"}, "train_seconds is '-3', not over 0"),
-        ({"train_seconds": "nan"}, "train_seconds is 'nan'"),
-        ({"train_seconds": "inf"}, "train_seconds is 'inf'"),
-        ({"train_seconds": "1e9"}, "train_seconds is '1e9', not over 0 and at most 604800"),
-        ({"train_seconds": "1e-9"}, "'1e-9' for 200 samples, under a nanosecond each"),
-    ],
-)
-def test_an_absurd_time_is_ignored_with_a_note(metadata: dict[str, str], note: str) -> None:
-    absurd = parse_report(100, SETTINGS | metadata)
-    before = Assigned("a", Assignment(16, 2, 0.05), Speed(0.4, 100))
-
-    found = assigned(TERMS, {"a": absurd, "b": report(20.0)}, [before])
-
-    assert absurd.train_seconds is None
-    [noted] = notes(found)
-    assert noted.startswith("a: ")
-    assert note in noted
-    assert speeds(found)["a"] == Speed(0.4, 100)
-
-
-def test_a_report_is_read_from_an_updates_metadata() -> None:
-    assert parse_report(100, SETTINGS | {"train_seconds": "1.5", "num_samples": "100"}) == Report(
-        100, 1.5, 16, 2, 14
-    )
-
-
-def test_work_is_known_from_steps_where_epochs_are_missing() -> None:
-    known = parse_report(100, {"train_seconds": "8", "batch_size": "16", "steps": "5"})
-    unknown = parse_report(100, {"train_seconds": "8", "steps": "5"})
-
-    assert (known.processed, known.train_seconds) == (80, 8.0)
-    assert unknown.train_seconds is None
-    assert "its speed is not known" in unknown.notes[0]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "0" * 19 + "1" + "9" * 5000,
-        "0" * 19 + "1" + "9" * 400,
-        "0",
-        "-1",
-        "1.5",
-        "x",
-        "",
-        "9" * 400,
-        "²",
-    ],
-)
-def test_counts_that_are_none_are_not_believed(text: str) -> None:
-    found = parse_report(100, {"train_seconds": "8", "epochs": text})
-
-    assert found.epochs is None
-    assert found.notes[0].startswith("epochs is ")
-
-
 REPORTS = st.dictionaries(
     st.sampled_from("abcde"),
     st.builds(report, st.floats(1e-3, 1e5), st.integers(1, 10**6), st.integers(1, 50)),
@@ -278,122 +209,26 @@ def test_what_a_round_leaves_of_a_client_is_read_back_as_it_was_written() -> Non
 
 
 @pytest.mark.parametrize(
-    ("stated", "text"),
+    ("metadata", "note"),
     [
-        ({"batch_size": 0}, "batch_size is 0, not a whole number above zero"),
-        ({"epochs": 1.5}, r"epochs is 1\.5, not a whole number"),
-        ({"epochs": True}, "epochs is True"),
-        ({"learning_rate": math.nan}, "learning_rate is nan, not a number above zero"),
-        ({"learning_rate": None}, "learning_rate of the base settings is missing"),
-        ({"target_seconds": -1}, "target_seconds is -1"),
-        ({"smoothing": 2}, "smoothing is 2, not over 0 and at most 1"),
-        ({"max_epochs": 1}, "epochs is 2 in the base settings, out of its bounds 2 to 1"),
-        ({"min_batch_size": 32}, "batch_size is 16 in the base settings, out of its bounds 32"),
-        ({"momentum": 0.5}, "unknown field 'momentum'"),
+        ({}, "train_seconds is missing"),
+        ({"train_seconds": "soon"}, "train_seconds is 'soon', not a number"),
+        ({"train_seconds": "0"}, "train_seconds is '0', not over 0"),
+        ({"train_seconds": "-3"}, "train_seconds is '-3', not over 0"),
+        ({"train_seconds": "nan"}, "train_seconds is 'nan'"),
+        ({"train_seconds": "inf"}, "train_seconds is 'inf'"),
+        ({"train_seconds": "1e9"}, "train_seconds is '1e9', not over 0 and at most 604800"),
+        ({"train_seconds": "1e-9"}, "'1e-9' for 200 samples, under a nanosecond each"),
     ],
 )
-def test_terms_that_make_no_sense_are_rejected(stated: dict[str, Any], text: str) -> None:
-    with pytest.raises(SpecError, match=text):
-        parse_assignment_settings(TERMS.to_json() | stated)
+def test_an_absurd_time_is_ignored_with_a_note(metadata: dict[str, str], note: str) -> None:
+    absurd = parse_report(100, SETTINGS | metadata)
+    before = Assigned("a", Assignment(16, 2, 0.05), Speed(0.4, 100))
 
+    found = assigned(TERMS, {"a": absurd, "b": report(20.0)}, [before])
 
-def test_base_settings_are_required() -> None:
-    with pytest.raises(SpecError, match="epochs of the base settings is missing"):
-        parse_assignment_settings({"batch_size": 16, "learning_rate": 0.1})
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
-def test_progress_is_how_far_constant_gradients_carry(momentum: float) -> None:
-    velocity = position = 0.0
-    for _ in range(7):
-        velocity = momentum * velocity + 1.0
-        position += velocity
-
-    assert progress(7, 0.5, momentum) == pytest.approx(0.5 * position, rel=1e-12)
-
-
-@given(st.lists(st.tuples(st.integers(1, 1000), st.integers(1, 1000)), min_size=1, max_size=8))
-def test_normalised_weights_are_fednovas(clients: Sequence[tuple[int, int]]) -> None:
-    samples, steps = zip(*clients, strict=True)
-    updates = [float(index + 1) for index in range(len(clients))]
-
-    weights = normalised_weights(samples, steps)
-
-    # x - τ' Σ p d with d = Δ / τ, as the paper has it.
-    shares = [n / sum(samples) for n in samples]
-    mean_steps = sum(p * tau for p, tau in zip(shares, steps, strict=True))
-    direction = sum(p * x / tau for p, x, tau in zip(shares, updates, steps, strict=True))
-    result = sum(w * x for w, x in zip(weights, updates, strict=True))
-    assert result == pytest.approx(mean_steps * direction, rel=1e-9)
-
-
-def test_normalised_weights_of_equal_steps_are_the_plain_ones() -> None:
-    assert normalised_weights([1, 3], [5, 5]) == [0.25, 0.75]
-
-
-def test_normalising_ends_at_the_optimum_that_was_meant() -> None:
-    """Two quadratic losses, one client taking ten steps for each of the other's."""
-
-    def end(normalised: bool) -> float:
-        x, optima, steps = 0.0, (0.0, 1.0), (1, 10)
-        for _ in range(2000):
-            moved = [
-                (1 - 0.01) ** tau * (x - o) + o - x for tau, o in zip(steps, optima, strict=True)
-            ]
-            weights = normalised_weights([1, 1], steps) if normalised else [0.5, 0.5]
-            x += sum(w * delta for w, delta in zip(weights, moved, strict=True))
-        return x
-
-    assert end(normalised=True) == pytest.approx(0.5, abs=0.02)
-    assert end(normalised=False) > 0.9
-
-
-@given(
-    honest=st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 30)), min_size=2, max_size=12),
-    claim=st.tuples(st.integers(1, 2**53), st.integers(1, 2**53)),
-    place=st.integers(0, 12),
-)
-def test_one_client_cannot_scale_the_average_by_the_steps_it_claims(
-    honest: list[tuple[int, int]], claim: tuple[int, int], place: int
-) -> None:
-    clients = [*honest[:place], claim, *honest[place:]]
-    samples, steps = zip(*clients, strict=True)
-    rng = np.random.default_rng(place)
-    updates = rng.standard_normal((len(clients), 5))
-    updates /= np.linalg.norm(updates, axis=1, keepdims=True)
-
-    counted = bounded_steps(steps)
-    weights = np.array(normalised_weights(samples, counted))
-
-    least, most = min(tau for _, tau in honest), max(tau for _, tau in honest)
-    assert all(least / 10 <= tau <= most * 10 for tau in counted)
-    shares = np.array(samples) / sum(samples)
-    assert (weights <= 100 * shares * (1 + 1e-9)).all()
-    assert weights.sum() <= (10 + 1 / 10) ** 2 / 4 * (1 + 1e-9)
-    assert np.linalg.norm(weights @ updates) <= 25.6
-    if least == most:
-        assert weights.sum() <= 11**2 / 40 * (1 + 1e-9)
-
-
-def test_steps_near_their_median_are_not_clipped() -> None:
-    assert bounded_steps([100, 10, 1000]) == [100, 10, 1000]
-    assert bounded_steps([100, 9, 1001, 100]) == [100, 10, 1000, 100]
-    assert bounded_steps([3]) == [3]
-    # The lower median of two is the smaller one.
-    assert bounded_steps([1, 2**53]) == [1, 10]
-    assert bounded_steps([]) == []
-
-
-def test_a_client_with_clipped_steps_is_noted() -> None:
-    assert note_bounded_steps({"a": 5, "b": 50, "c": 7}) == []
-    assert note_bounded_steps({"a": 5, "eve": 2**53, "z": 7}) == [
-        "steps count within a factor of 10 of their median: eve 9007199254740992 as 70"
-    ]
-    [note] = note_bounded_steps({f"c{i:02}": 1 if i < 30 else 100 for i in range(60 - 1)})
-    assert note.endswith("c49 100 as 10 and 9 more")
-
-
-@pytest.mark.parametrize("steps", [0, -1, math.inf, math.nan])
-def test_steps_that_are_none_cannot_be_normalised(steps: float) -> None:
-    with pytest.raises(SpecError, match="contributor 1 made"):
-        normalised_weights([1, 1], [1, steps])
+    assert absurd.train_seconds is None
+    [noted] = notes(found)
+    assert noted.startswith("a: ")
+    assert note in noted
+    assert speeds(found)["a"] == Speed(0.4, 100)

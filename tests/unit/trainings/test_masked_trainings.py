@@ -18,7 +18,7 @@ from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.masking import sealing
 from gradshard_core.planning.masking import Agreement
-from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.ticket_record import max_update_bytes, sent_layout, ticket_record
 from gradshard_core.records.training_state import PAUSED, RUNNING, Invitation, TrainingState
 from gradshard_core.trainings.closing import close_round

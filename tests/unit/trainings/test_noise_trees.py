@@ -14,7 +14,7 @@ from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds import finalize_round as finalizing

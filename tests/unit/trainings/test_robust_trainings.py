@@ -8,7 +8,7 @@ import pytest
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Task
-from gradshard_core.planning.training_spec import parse_training_spec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.s3.task_client import TaskS3Client

@@ -18,8 +18,8 @@ from gradshard_core.planning.masking import MASKED
 from gradshard_core.planning.option_parsers import InboxSpec
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Level
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.stragglers.assignments import bounded_steps, normalised_weights
 from gradshard_core.stragglers.layers import layers_of
+from gradshard_core.stragglers.local_steps import bounded_steps, normalised_weights
 
 
 class Grouping(NamedTuple):

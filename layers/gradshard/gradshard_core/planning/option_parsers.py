@@ -15,7 +15,10 @@ from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.pieces import Get, StoredList, is_in_pieces
 from gradshard_core.planning.options import WholeNumber
-from gradshard_core.stragglers.assignments import AssignmentSettings, parse_assignment_settings
+from gradshard_core.stragglers.assignment_settings import (
+    AssignmentSettings,
+    parse_assignment_settings,
+)
 from gradshard_core.stragglers.salf import RULES, SALF, PartialRule
 from gradshard_core.stragglers.salf import parse_rule as parse_partial_rule
 

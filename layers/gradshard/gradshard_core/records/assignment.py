@@ -11,15 +11,15 @@ from gradshard_core.planning.option_parsers import AssignmentSpec
 from gradshard_core.records.stored_lists import read_piece, stored
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.assignment_settings import AssignmentSettings
 from gradshard_core.stragglers.assignments import (
     Assigned,
     Assignments,
-    AssignmentSettings,
-    Report,
     assign,
     base_assignment,
     find_target,
 )
+from gradshard_core.stragglers.training_report import Report
 
 
 def write_assignments(

@@ -14,7 +14,8 @@ from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.training_spec import TrainingSpec, parse_training_spec
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 

@@ -30,7 +30,7 @@ from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import Measured, left_out, summary
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.assignments import Report
+from gradshard_core.stragglers.training_report import Report
 
 READERS = 16
 READ_AT_A_TIME = 1024

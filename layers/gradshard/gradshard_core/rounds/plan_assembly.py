@@ -48,8 +48,8 @@ from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
 from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.stragglers.assignments import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage
+from gradshard_core.stragglers.local_steps import note_bounded_steps
 from gradshard_core.stragglers.salf import FEDAVG
 
 HEADER_TYPE = "application/octet-stream"

@@ -19,122 +19,21 @@ The slowest client keeps the base settings, and so does a client whose speed is 
 
 import heapq
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, Self
 
-from gradshard_core.aggregation.arithmetic import shares_of
-from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.formats.layout import shorten
 from gradshard_core.formats.pieces import StoredList
-
-REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
-"""The metadata of an update that describes its training."""
-
-MAX_TRAIN_SECONDS: Final = 7 * 24 * 3600.0
-"""The longest training that is believed: as long as a round may be open."""
-
-MIN_SECONDS_PER_SAMPLE: Final = 1e-9
-"""The fastest training that is believed; no device is so fast."""
-
-MAX_COUNT: Final = 2**53
+from gradshard_core.stragglers.assignment_settings import AssignmentSettings
+from gradshard_core.stragglers.training_report import Report
 
 FORGET_ROUNDS: Final = 20
 """A client that has been away for more rounds is new again."""
 
-MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
-"""The highest settings, as multiples of the base, where none are given. A learning rate that suits
-the base does not survive being scaled by 8 (benchmarks/stragglers.md), so the batch ends early."""
-
-STEPS_FACTOR: Final = 10
-"""The factor around the median of a round's steps within which a client's steps count.
-
-Assignments ask for at most 8 times the base's epochs (:data:`MOST`), which is within it."""
-
-NOTED: Final = 20
-"""Clients that a note names."""
 
 SLACK: Final = 1e-9
 """The relative tolerance for rounding, so that a client that meets the target exactly fits."""
-
-
-@dataclass(frozen=True)
-class AssignmentSettings:
-    """The base settings, and the bounds of assignments.
-
-    Parameters
-    ----------
-    batch_size, epochs, learning_rate
-        The base settings, which the slowest client and new ones have.
-    min_batch_size, max_batch_size, min_epochs, max_epochs, min_learning_rate, max_learning_rate
-        Bounds. By default the lowest are the base settings, and the highest are the base settings
-        times :data:`MOST`. A client that cannot meet the operator's target does less only if
-        ``min_epochs`` allows it.
-    target_seconds
-        The seconds that a training should take; None for those of the slowest client.
-    smoothing
-        The weight of the last report in a client's speed, over 0 and at most 1.
-    """
-
-    batch_size: int
-    epochs: int
-    learning_rate: float
-    min_batch_size: int | None = None
-    max_batch_size: int | None = None
-    min_epochs: int | None = None
-    max_epochs: int | None = None
-    min_learning_rate: float | None = None
-    max_learning_rate: float | None = None
-    target_seconds: float | None = None
-    smoothing: float = 0.5
-
-    def bounds(self, name: str) -> tuple[float, float]:
-        """Return the lowest and highest of ``batch_size``, ``epochs`` or ``learning_rate``."""
-        base = getattr(self, name)
-        low, high = getattr(self, f"min_{name}"), getattr(self, f"max_{name}")
-        return (base if low is None else low, MOST[name] * base if high is None else high)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what :func:`parse_assignment_settings` reads."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A client's description of its training, after the checks for plausibility.
-
-    Parameters
-    ----------
-    samples
-        The number of samples it has.
-    train_seconds, batch_size, epochs, steps
-        The figures of the training; None for a figure that is not known.
-    notes
-        The reported figures that were ignored, and why.
-    """
-
-    samples: int
-    train_seconds: float | None = None
-    batch_size: int | None = None
-    epochs: int | None = None
-    steps: int | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def processed(self) -> int | None:
-        """Samples times epochs; None if one of them is not known."""
-        if self.epochs is not None:
-            return self.epochs * self.samples
-        if self.steps is not None and self.batch_size is not None:
-            return self.steps * self.batch_size
-        return None
-
-    @classmethod
-    def from_json(cls, written: Mapping[str, Any]) -> Self:
-        """Read what :func:`dataclasses.asdict` made."""
-        return cls(**{**written, "notes": tuple(written["notes"])})
 
 
 @dataclass(frozen=True)
@@ -234,95 +133,6 @@ class Assignments:
         return base_assignment(self.settings) if found is None else found.assignment
 
 
-def parse_assignment_settings(stated: Mapping[str, Any]) -> AssignmentSettings:
-    """Check the settings of assignments.
-
-    Parameters
-    ----------
-    stated
-        The fields of :class:`AssignmentSettings`; None stands for the default.
-
-    Raises
-    ------
-    SpecError
-        A field is unknown, missing or out of its bounds.
-    """
-    names = [entry.name for entry in fields(AssignmentSettings)]
-    unknown = sorted(stated.keys() - set(names))
-    if unknown:
-        raise SpecError(f"unknown field {unknown[0]!r}; assignments have {', '.join(names)}")
-    given = {name: value for name, value in stated.items() if value is not None}
-    required = ("batch_size", "epochs", "learning_rate")
-    missing = next((name for name in required if name not in given), None)
-    if missing is not None:
-        raise SpecError(f"{missing} of the base settings is missing")
-    for name, value in given.items():
-        _check_number(name, value, whole=name.endswith(("batch_size", "epochs")))
-    settings = AssignmentSettings(**given)
-    if settings.smoothing > 1:
-        raise SpecError(f"smoothing is {settings.smoothing!r}, not over 0 and at most 1")
-    for name in required:
-        low, high = settings.bounds(name)
-        if not low <= getattr(settings, name) <= high:
-            raise SpecError(
-                f"{name} is {getattr(settings, name)!r} in the base settings, out of its bounds "
-                f"{low!r} to {high!r}"
-            )
-    return settings
-
-
-def report_metadata(training: Mapping[str, float]) -> dict[str, str]:
-    """Return a client's report of its training as the metadata of its update.
-
-    Parameters
-    ----------
-    training
-        Any of ``train_seconds``, ``batch_size``, ``epochs`` and ``steps``.
-
-    Raises
-    ------
-    UpdateError
-        The metadata has another value.
-    """
-    unknown = sorted(training.keys() - set(REPORTED))
-    if unknown:
-        raise UpdateError(f"training has {unknown[0]!r}; it may have {', '.join(REPORTED)}")
-    for name, value in training.items():
-        if not 0 < value < math.inf:
-            raise UpdateError(f"{name} is {value}, not a number above zero")
-    return {name: str(value) for name, value in training.items()}
-
-
-def parse_report(samples: int, metadata: Mapping[str, str]) -> Report:
-    """Read a client's report from the metadata of its update.
-
-    A report makes no update bad: missing figures are unknown, and implausible ones are ignored with
-    a note.
-
-    Parameters
-    ----------
-    samples
-        The update's number of samples.
-    metadata
-        ``train_seconds``, ``batch_size``, ``epochs`` and ``steps``, each as text.
-    """
-    notes: list[str] = []
-    counts: dict[str, int] = {}
-    for name in ("batch_size", "epochs", "steps"):
-        text = metadata.get(name)
-        if text is None:
-            continue
-        whole = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_COUNT))
-        if whole and 1 <= int(text) <= MAX_COUNT:
-            counts[name] = int(text)
-        else:
-            notes.append(f"{name} is {shorten(text)!r}, not a whole number from 1 to 2**53")
-    settings = counts.get("batch_size"), counts.get("epochs"), counts.get("steps")
-    report = Report(samples, None, *settings)
-    seconds = _train_seconds(metadata.get("train_seconds"), report.processed, notes)
-    return Report(samples, seconds, *settings, tuple(notes))
-
-
 def find_target(
     settings: AssignmentSettings,
     reports: Iterable[tuple[str, Report]],
@@ -374,101 +184,6 @@ def assign(
             yield Assigned(client, assignment, speed, (*notes, *_over(assignment, target)))
         elif notes:
             yield Assigned(client, base_assignment(settings), None, notes)
-
-
-def progress(steps: int, learning_rate_ratio: float = 1.0, momentum: float = 0.0) -> float:
-    """Convert a client's local steps to plain steps of the base learning rate.
-
-    FedNova's ‖a‖₁ (Wang et al., NeurIPS 2020, section 4): with momentum m a gradient works on in
-    the steps after it, so τ steps make (τ - m (1 - m^τ) / (1 - m)) / (1 - m).
-
-    Parameters
-    ----------
-    steps
-        τ, above zero.
-    learning_rate_ratio
-        The client's learning rate by the base one.
-    momentum
-        m, from 0 to under 1; the velocity being zero when the round begins.
-    """
-    rest = 1.0 - momentum
-    return learning_rate_ratio * (steps - momentum * (1.0 - momentum**steps) / rest) / rest
-
-
-def bounded_steps(steps: Sequence[float]) -> list[float]:
-    """Clip local steps to a factor F of 10 around their median, below and above.
-
-    Reported steps cannot be checked. Without clipping, a client that claims 2**53 steps would
-    scale up all other updates (τ'), and one that claims a single step its own update (1 / τ). With
-    clipped steps, a normalised weight is at most F² = 100 times its client's share, and all weights
-    together are at most (F + 1/F)² / 4 = 25.5 (Kantorovich's inequality); if all clients but one
-    made equally many steps, at most (F + 1)² / 4F = 3.025.
-
-    The median is the lower one, and each client counts once: as long as over half of the clients
-    are honest, it is within the range of their steps.
-
-    Parameters
-    ----------
-    steps
-        τ of each client, above zero.
-
-    Returns
-    -------
-    list of float
-        The clipped steps in the same order.
-    """
-    if not steps:
-        return []
-    median = sorted(steps)[(len(steps) - 1) // 2]
-    low, high = median / STEPS_FACTOR, median * STEPS_FACTOR
-    return [low if tau < low else min(tau, high) for tau in steps]
-
-
-def note_bounded_steps(steps: Mapping[str, int]) -> list[str]:
-    """Return a note that names the clients whose steps are out of the bounds, if there are any."""
-    bounded = bounded_steps(list(steps.values()))
-    clipped = [
-        f"{client} {stated} as {counted:g}"
-        for (client, stated), counted in zip(steps.items(), bounded, strict=True)
-        if counted != stated
-    ]
-    if not clipped:
-        return []
-    more = f" and {len(clipped) - NOTED} more" if len(clipped) > NOTED else ""
-    shown = ", ".join(clipped[:NOTED]) + more
-    return [f"steps count within a factor of {STEPS_FACTOR} of their median: {shown}"]
-
-
-def normalised_weights(samples: Sequence[int], steps: Sequence[float]) -> list[float]:
-    """Weigh updates of clients that have made unequal numbers of local steps.
-
-    A plain mean favours clients with more steps: it minimises the sum of losses weighted by steps
-    instead of the intended sum (objective inconsistency; Wang et al., NeurIPS 2020). FedNova
-    averages updates per step, Δ / τ, and multiplies by the mean number of steps. The weights of Δ
-    are therefore p · (τ' / τ) with p = n / Σn and τ' = Σ p τ, each operation rounded in float64 and
-    the sum rounded once. The weights add up to one only if all steps are equal.
-
-    Parameters
-    ----------
-    samples
-        n of each client.
-    steps
-        τ of each client, above zero: its local steps, or the result of :func:`progress`.
-
-    Raises
-    ------
-    SpecError
-        A client's steps are not a number above zero.
-    """
-    for index, tau in enumerate(steps):
-        if not (math.isfinite(tau) and tau > 0):
-            raise SpecError(
-                f"contributor {index} made {tau!r} local steps; weights can be normalised only "
-                "where all report theirs, a number above zero"
-            )
-    shares = shares_of(list(samples))
-    mean = math.fsum(share * tau for share, tau in zip(shares, steps, strict=True))
-    return [share * (mean / tau) for share, tau in zip(shares, steps, strict=True)]
 
 
 def base_assignment(settings: AssignmentSettings) -> Assignment:
@@ -527,35 +242,3 @@ def _speed(report: Report | None, before: Speed | None, smoothing: float) -> Spe
     if before.unseen >= FORGET_ROUNDS:
         return None
     return Speed(before.seconds_per_sample, before.samples, before.unseen + 1)
-
-
-def _train_seconds(text: str | None, processed: int | None, notes: list[str]) -> float | None:
-    if text is None:
-        notes.append("train_seconds is missing")
-        return None
-    try:
-        seconds = float(text)
-    except ValueError:
-        notes.append(f"train_seconds is {shorten(text)!r}, not a number")
-        return None
-    if not 0 < seconds <= MAX_TRAIN_SECONDS:
-        notes.append(
-            f"train_seconds is {shorten(text)!r}, not over 0 and at most {MAX_TRAIN_SECONDS:.0f}"
-        )
-        return None
-    if processed is None:
-        notes.append("epochs are missing, or else steps and batch_size: its speed is not known")
-        return None
-    if seconds / processed < MIN_SECONDS_PER_SAMPLE:
-        notes.append(
-            f"train_seconds is {shorten(text)!r} for {processed} samples, under a nanosecond each"
-        )
-        return None
-    return seconds
-
-
-def _check_number(name: str, value: Any, *, whole: bool) -> None:
-    kinds = (int,) if whole else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= MAX_COUNT:
-        kind = "whole number" if whole else "number"
-        raise SpecError(f"{name} is {value!r}, not a {kind} above zero")

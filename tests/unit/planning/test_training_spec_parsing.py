@@ -7,7 +7,8 @@ import pytest
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning.spec_workload import workload_of
-from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec, parse_training_spec
+from gradshard_core.planning.training_spec import OPTIONS, TrainingSpec
+from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.planning.workload import Workload
 from gradshard_core.trainings.sampling import count_invited
 

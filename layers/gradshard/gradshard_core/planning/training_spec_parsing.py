@@ -1,0 +1,175 @@
+"""Read the options of a training: check each, and which go with one another."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gradshard_core.aggregation.server_optimizers import LINEAR
+from gradshard_core.errors import SpecError
+from gradshard_core.planning.masking import (
+    NOT_IN_MASKED_TRAININGS,
+    NOT_MASKED,
+)
+from gradshard_core.planning.options import (
+    check_names,
+)
+from gradshard_core.planning.spec_parsing import parse_new_spec
+from gradshard_core.planning.training_round_options import roster_of
+from gradshard_core.planning.training_spec import (
+    BUFFERED,
+    DEFAULTS,
+    MAX_COUNTED,
+    OPTIONS,
+    TrainingSpec,
+)
+
+MAX_SPEC_BYTES: Final = 96 * 1024
+"""A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
+beside the options of a round, which have the clients again."""
+
+
+def parse_training_spec(fields: Mapping[str, Any]) -> TrainingSpec:
+    """Check the options of a training.
+
+    Parameters
+    ----------
+    fields
+        The fields of :class:`TrainingSpec` as JSON holds them; None stands for the default.
+
+    Raises
+    ------
+    SpecError
+        A field is unknown, missing or out of its bounds, or does not go with another.
+    """
+    check_names(fields, OPTIONS, "training")
+    given = {name: value for name, value in fields.items() if value is not None}
+    for name in ("rounds", "round"):
+        if name not in given:
+            raise SpecError(f"{name} is missing from the training's options")
+    spec = TrainingSpec(**{n: OPTIONS[n].kind.parse(n, value) for n, value in given.items()})
+    _check(spec)
+    nbytes = len(json.dumps(spec.to_json()))
+    if nbytes > MAX_SPEC_BYTES:
+        raise SpecError(
+            f"the training's options are {nbytes} bytes of JSON, over {MAX_SPEC_BYTES}: let "
+            "clients join instead of listing them, or shorten their ids"
+        )
+    return spec
+
+
+def _check(spec: TrainingSpec) -> None:
+    """Check what depends on more than one field."""
+    if spec.clients is not None and spec.needed() > len(spec.clients):
+        raise SpecError(
+            f"{spec.needed()} clients are needed for a round, and clients has "
+            f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs"
+        )
+    if spec.over_selection and spec.sample is None:
+        raise SpecError("over_selection is for sampling: give sample, too")
+    if spec.terms.masked is not None:
+        _check_masked(spec)
+    elif spec.sample is not None and spec.sample >= 1:
+        parse_new_spec({**spec.round, "clients": int(spec.sample)})
+    if spec.noise_tree is not None:
+        _check_noise_tree(spec, spec.noise_tree)
+    if spec.is_buffered:
+        _check_buffered(spec)
+        return
+    for name in ("buffer", "updates_per_client", "max_staleness", "staleness_exponent"):
+        if getattr(spec, name) != DEFAULTS[name]:
+            raise SpecError(f"{name} is for mode {BUFFERED!r}: give mode, too")
+
+
+def _check_masked(spec: TrainingSpec) -> None:
+    """Check what a training with masked rounds goes with."""
+    if spec.is_buffered:
+        raise SpecError(f"masked: leave out mode {BUFFERED!r}: {NOT_MASKED['inbox']}")
+    for name, reason in NOT_IN_MASKED_TRAININGS.items():
+        if getattr(spec, name) is not None:
+            raise SpecError(f"masked: leave out {name}: {reason}")
+    # Later clients are counted when a round is opened; no round has more than the ring holds.
+    awaited = len(spec.clients or ()) if spec.sample is None else spec.sample
+    if awaited >= 1:
+        invited = math.ceil(awaited * (1 + spec.over_selection))
+        parse_new_spec({**spec.round, "clients": roster_of(invited)})
+
+
+def _check_noise_tree(spec: TrainingSpec, leaves: int) -> None:
+    """Check what a tree of noise goes with, and that it has clients for all of its rounds."""
+    if spec.is_buffered:
+        raise SpecError(
+            "noise_tree: a buffered training invites nobody, so clients take part again and again "
+            f"in a tree: leave out mode {BUFFERED!r} or noise_tree"
+        )
+    if spec.terms.dp is None:
+        raise SpecError("noise_tree is for private rounds: give dp, too, among round's options")
+    if spec.terms.masked is not None:
+        raise SpecError(
+            "noise_tree: the key of a masked round's noise is made of the clients' seeds, which "
+            "the keeper has for one round only: leave out masked or noise_tree"
+        )
+    if spec.terms.dp.adaptation is not None:
+        raise SpecError(
+            "noise_tree: noise cancels only if all rounds have the same clip: leave out quantile"
+        )
+    if spec.server_optimizer.optimizer not in LINEAR:
+        raise SpecError(
+            f"noise_tree: {spec.server_optimizer.optimizer} scales each step on its own, so no "
+            f"noise would cancel: take {' or '.join(LINEAR)}"
+        )
+    sample = spec.sample
+    if sample is None or sample < 1:
+        raise SpecError(
+            f"noise_tree: sample is {sample}, and every round's sum is divided by it: give a whole "
+            "number of clients"
+        )
+    if leaves > spec.rounds:
+        raise SpecError(
+            f"noise_tree is {leaves}, over the {spec.rounds} rounds of the training: give "
+            f"{spec.rounds} at most"
+        )
+    invited = math.ceil(max(sample, spec.needed()) * (1 + spec.over_selection))
+    most = MAX_COUNTED if spec.clients is None else min(MAX_COUNTED, len(spec.clients))
+    if leaves * invited > most:
+        who = f"the state names {MAX_COUNTED}" if most == MAX_COUNTED else f"clients has {most}"
+        fitting = most // invited
+        advice = f"give a noise_tree of {fitting} at most, or lower sample"
+        raise SpecError(
+            f"noise_tree: {leaves} rounds of a tree invite {leaves * invited} different clients, "
+            f"{invited} each, and {who} at most: {advice if fitting > 1 else 'lower sample'}"
+        )
+
+
+def _check_buffered(spec: TrainingSpec) -> None:
+    """Check what mode ``buffered`` goes with."""
+    if spec.buffer is None:
+        raise SpecError("mode 'buffered' needs buffer, the number of updates that make a version")
+    if spec.sample is not None:
+        raise SpecError(
+            "mode 'buffered' invites nobody: each client trains at its own pace; leave out sample "
+            "and over_selection"
+        )
+    each = spec.updates_per_client
+    if each > spec.staleness + 1:
+        raise SpecError(
+            f"updates_per_client is {each}, and max_staleness {spec.staleness}: a client sends one "
+            f"update from each version, so a buffer has at most {spec.staleness + 1} of them; "
+            "lower updates_per_client"
+        )
+    if each > 1 and spec.buffer_spec("t", 1, None).robust_rule is not None:
+        raise SpecError(
+            f"updates_per_client is {each}, and a robust rule takes each update for another "
+            "client's: leave it out"
+        )
+    if spec.clients is not None and spec.buffer > len(spec.clients):
+        raise SpecError(
+            f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: from one version each "
+            "client sends one update, so it would never be full; lower buffer"
+        )
+    counted = spec.buffer * (spec.staleness + 1)
+    if counted > MAX_COUNTED:
+        raise SpecError(
+            f"buffer × (max_staleness + 1) is {counted}, over {MAX_COUNTED}: lower one of them"
+        )
+    spec.buffer_spec("t", 1, None)
