@@ -110,7 +110,7 @@ def test_a_tree_by_hand() -> None:
     arrivals = (4 * 3 + 3 + 4) * 0.4e-6
     # Opening, planning two levels, finalizing with its partial sums; and a read of each task's
     # report.
-    rest = (2 + 6 + 5) * 5e-6 + (3 + 3 + 2 + 1 + 3) * 0.4e-6
+    rest = (2 + 5 + 4) * 5e-6 + (3 + 3 + 2 + 1 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 

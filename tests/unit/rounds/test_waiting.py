@@ -126,3 +126,35 @@ def test_a_round_that_waits_again_keeps_no_terms_for_arrivals(machine: Machine) 
     machine.open(clients=["a", "b"], layout=layout, **terms)
     assert machine.store.get_json(machine.keys.callback) == {"tokens": ["token"]}
     assert waiting.read_waiting(machine.store, machine.keys) is None
+
+
+def test_a_part_that_a_task_has_sent_again_under_another_etag_is_completed(
+    machine: Machine,
+) -> None:
+    """As under a KMS key, if a task runs twice and the first run records last."""
+    machine.open(clients=["a"])
+    arrive(machine, "a")
+    machine.aggregate(machine.plan(OPENED))
+    [(upload, part)] = machine.store.parts.items()
+    machine.store.parts[upload] = part._replace(etag='"another"')
+    assert machine.step("finalize_round")["status"] == "completed"
+    average = machine.store.get_bytes(machine.keys.result)
+    assert average is not None
+    np.testing.assert_array_equal(reference.decode(average)["w"], ONES["w"])
+
+
+def test_planning_lists_nothing_if_all_have_answered_and_misses_whose_update_is_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.open(clients=["a", "b", "c"], min_clients=1)
+    for name in ("a", "b"):
+        arrive(machine, name)
+    send_junk(machine, "c")
+    machine.store.delete(machine.keys.update("b"))
+    with monkeypatch.context() as patched:
+        patched.setattr(machine.store, "list_objects", None)
+        machine.plan(OPENED)
+    plan = machine.store.get_json(machine.keys.plan)
+    assert [c["client"] for c in plan["contributors"]] == ["a"]
+    assert [r["client"] for r in plan["rejected"]] == ["c"]
+    assert plan["missing"] == ["b"]

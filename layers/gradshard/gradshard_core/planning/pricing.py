@@ -303,20 +303,24 @@ def around(
     lists
         The objects of the round besides its plan and its result.
     """
-    *below, parts = tasks
+    below = tasks[:-1]
     recorded = large_rounds.is_recorded(clients)
     looks, listings = _looks(clients, lists)
     pages = 1 if recorded else _pages(clients)
+    is_complete = lists.is_named and not large_rounds.is_surveyed(clients)
     counted = Requests(
         # Opening: a look for a client, and whether the call comes late, by plan and manifest. An
         # arrival: the callback with the terms, the update's header, and looks for others. Planning:
         # each header again, the plan there may be, the manifest, spec. Finalizing: plan, reports,
         # the result. And the callback, with which the last arrival resumes the round.
         gets=3 + 2 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 1,
+        # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, unless it is
+        # known that all have answered; layout, upload, plan, tasks. Finalizing: completion,
+        # manifest, open uploads, and partial sums.
         puts=2
         + round(listings * pages)
-        + (_pages(clients) + 3 + len(tasks))
-        + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
+        + ((0 if is_complete else _pages(clients)) + 3 + len(tasks))
+        + (3 + (_pages(sum(below)) if below else 0)),
     )
     further = _recording(clients, lists).plus(_in_pieces(clients, sum(tasks)))
     further = further.plus(_listed(clients, lists))
@@ -324,7 +328,7 @@ def around(
         # An arrival: spec, plan, manifest, and an earlier rejection. Opening: no plan, no manifest.
         further = further.plus(Requests(4 * clients - 2, 0))
     further = further.plus(_replanning(clients, before, models, lists))
-    return counted.plus(_applying(parts, models)).plus(further)
+    return counted.plus(_applying(models)).plus(further)
 
 
 def _recording(clients: int, lists: Lists) -> Requests:
@@ -386,7 +390,7 @@ def _replanning(clients: int, before: Sequence[int], models: int, lists: Lists) 
     return counted
 
 
-def _applying(parts: int, models: int) -> Requests:
+def _applying(models: int) -> Requests:
     """Count the small functions' requests for the model of a round that is applied."""
     if not models:
         return Requests(0, 0)
@@ -396,9 +400,9 @@ def _applying(parts: int, models: int) -> Requests:
         # as it came to be; and that the new version, its round's manifest and no version after it
         # make it current.
         gets=1 + 2 + 2 + 1 + models + 1 + 4,
-        # Planning: an upload each, and a header for the state. Finalizing: for each the parts'
-        # listing, completion and open uploads; the version and that it is current.
-        puts=models + (models > 1) + models * (_pages(parts) + 2) + 2,
+        # Planning: an upload each, and a header for the state. Finalizing: for each
+        # completion and open uploads; the version and that it is current.
+        puts=models + (models > 1) + 2 * models + 2,
     )
 
 

@@ -110,21 +110,24 @@ def _do(
         As :func:`_aggregate_or_reject`.
     dict
         If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch. If
-        it reads headers, what :func:`gradshard_core.rounds.survey.survey` returns.
+        it reads headers, what :func:`gradshard_core.rounds.survey.survey` returns. If it writes
+        outputs, ``parts``: the ETag and size of its part of each, in their order.
     """
     if plan.computation.surveys:
         return [], True, survey(wire, plan, task)
     products, squares = ExactSum(len(plan.inputs(task)), pairs=plan.pairs), []
+    parts: dict[str, tuple[str, int]] = {}
     for start, end in plan.stretches(task):
         inputs = TaskInputs(wire, plan, task._replace(start=start, end=end), pool)
         rejected, is_written = _aggregate_or_reject(inputs)
         if not is_written:
             return rejected, False, {}
+        parts = inputs.parts
         if isinstance(inputs.reduction, Measuring):
             products.add_sum(inputs.reduction.products)
             squares.append(inputs.reduction.products.rounded_diagonal())
     if not plan.computation.measures:
-        return [], True, {}
+        return [], True, {"parts": [parts[o.key] for o in plan.outputs]} if parts else {}
     found = {"products": products.to_json()}
     return [], True, found if plan.computation.sample is None else found | {"squares": squares}
 
@@ -253,6 +256,7 @@ def _open_part(inputs: TaskInputs, output: Output, nbytes: int) -> Iterator[Stre
     part_bytes = len(header) + nbytes
     with wire.part(output.key, output.upload_id, task.part, part_bytes, header) as writer:
         yield writer
+    inputs.parts[output.key] = writer.etag, part_bytes
 
 
 @contextlib.contextmanager
