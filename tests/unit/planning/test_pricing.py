@@ -336,7 +336,7 @@ def test_tasks_in_batches_by_hand() -> None:
     assert bill.requests == pytest.approx((83 + 7 + 1 + 4) * 0.2e-6)
     assert bill.events == pytest.approx((7 + 1) * 0.5e-6 + 1e-6)
     # Six arrivals look for one client each, and the last one for seven.
-    around = (3 + 2 * 7 + 13 + 10 + 85 + 1) * 0.4e-6 + (2 + 5 + 4) * 5e-6
+    around = (3 + 2 * 7 + 13 + 10 + 85 + 1) * 0.4e-6 + (2 + 4 + 3) * 5e-6
     assert bill.round_ == pytest.approx(
         (7 * 256 + 256 + 472 + 256) / 1024 * 0.3 * 0.0000166667 + around
     )

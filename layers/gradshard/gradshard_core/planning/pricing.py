@@ -315,12 +315,12 @@ def around(
         # the result. And the callback, with which the last arrival resumes the round.
         gets=3 + 2 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 1,
         # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, unless it is
-        # known that all have answered; layout, upload, plan, tasks. Finalizing: completion,
-        # manifest, open uploads, and partial sums.
+        # known that all have answered; upload, plan, tasks. Finalizing: completion, manifest, and
+        # partial sums.
         puts=2
         + round(listings * pages)
-        + ((0 if is_complete else _pages(clients)) + 3 + len(tasks))
-        + (3 + (_pages(sum(below)) if below else 0)),
+        + ((0 if is_complete else _pages(clients)) + 2 + len(tasks))
+        + (2 + (_pages(sum(below)) if below else 0)),
     )
     further = _recording(clients, lists).plus(_in_pieces(clients, sum(tasks)))
     further = further.plus(_listed(clients, lists))
@@ -396,13 +396,13 @@ def _applying(models: int) -> Requests:
         return Requests(0, 0)
     return Requests(
         # Opening: whether there is a privacy ledger. Opening and planning: which version is
-        # current, by two objects each; and the model's header. Finalizing: the layout, each object
-        # as it came to be; and that the new version, its round's manifest and no version after it
-        # make it current.
-        gets=1 + 2 + 2 + 1 + models + 1 + 4,
-        # Planning: an upload each, and a header for the state. Finalizing: for each
-        # completion and open uploads; the version and that it is current.
-        puts=models + (models > 1) + 2 * models + 2,
+        # current, by two objects each; and the model's header. Finalizing: each object as it
+        # came to be; and that the new version, its round's manifest and no version after it make it
+        # current.
+        gets=1 + 2 + 2 + 1 + models + 4,
+        # Planning: an upload each. Finalizing: the completion of each; the version and that it is
+        # current.
+        puts=2 * models + 2,
     )
 
 

@@ -252,7 +252,7 @@ def _open_part(inputs: TaskInputs, output: Output, nbytes: int) -> Iterator[Stre
     wire, task = inputs.wire, inputs.task
     header = b""
     if task.number == 0:
-        header = output.check_header(wire.get_bytes(output.header_key))
+        header = output.read_header(wire)
     part_bytes = len(header) + nbytes
     with wire.part(output.key, output.upload_id, task.part, part_bytes, header) as writer:
         yield writer

@@ -30,7 +30,7 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
     if not found:
         return reject_largest(wire, plan, task, position)
     average = plan.outputs[0]
-    layout = average.layout(wire.get_bytes(average.header_key))
+    layout = average.read_layout(wire)
     rejected = []
     for index, byte in sorted(found.items()):
         contributor = inputs.contributors[index]

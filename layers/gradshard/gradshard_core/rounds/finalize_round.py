@@ -218,9 +218,6 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
             raise PlanError(f"round {plan.round_id!r} was given up: {manifest['cause']}")
     if version is not None:
         model_registry.note_current(store, version.model)
-    # A planning that was killed, or ran twice at once, may have left one behind.
-    for output in plan.outputs:
-        store.abort_open_uploads(output.key)
     _delete_intermediate(store, keys, plan)
     # At the deadline of a round that has ended nothing is done: this only saves the call.
     with contextlib.suppress(ServiceError):
@@ -323,7 +320,7 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
         StoredTensors(source, output.header.nbytes)
         for source, output in zip(made, outputs, strict=True)
     )
-    layout = update.layout(store.get_bytes(update.header_key))
+    layout = update.read_layout(store)
     return Version(
         new.server_optimizer.model,
         new.version,

@@ -64,7 +64,7 @@ def plan_round(
     previous = read_plan(store, keys) if head else None
     if previous is not None and _answers(previous, request):
         opened = read_spec(store, keys)
-        return _hand_out(store, keys, opened and opened[0], previous, aggregator, keeper)
+        return _hand_out(store, keys, opened and opened[0], previous, request, aggregator, keeper)
     context = read_context(store, keys, request, aggregator)
     plan = _make_plan(context, previous)
     written = plan_to_json(plan, piece_writer(store, keys))
@@ -80,7 +80,7 @@ def plan_round(
     if store.head(keys.manifest) is not None:
         _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
-    return _hand_out(store, keys, context.spec, plan, aggregator, keeper)
+    return _hand_out(store, keys, context.spec, plan, request, aggregator, keeper)
 
 
 def _hand_out(
@@ -88,10 +88,15 @@ def _hand_out(
     keys: RoundKeys,
     spec: RoundSpec | None,
     plan: Plan,
+    request: PlanRequest,
     aggregator: LambdaConfig,
     keeper: S3Store | None,
 ) -> dict[str, Any]:
     """Tell clients that were overlooked, and write the tasks of a plan that is written."""
+    if request.is_repeated and plan.computation.has_outputs:
+        # The call before may have been killed between its uploads and its plan.
+        for output in plan.outputs:
+            store.abort_open_uploads(output.key, but=output.upload_id)
     if plan.attempt == 0 and plan.is_complete and spec is not None:
         if waits_once(spec):
             # First: who arrives from now on finds the plan, and who came before is looked for.

@@ -83,10 +83,11 @@ class MultipartUploads(Bucket):
         with contextlib.suppress(AnswerError), translated(key, "NoSuchUpload"):
             self.call("abort_multipart_upload", Key=key, UploadId=upload_id)
 
-    def abort_open_uploads(self, key: str) -> None:
-        """Delete every unfinished upload to ``key``."""
+    def abort_open_uploads(self, key: str, *, but: str = "") -> None:
+        """Delete every unfinished upload to ``key`` but one, given by its id."""
         for upload_id in self.open_uploads(key):
-            self.abort_upload(key, upload_id)
+            if upload_id != but:
+                self.abort_upload(key, upload_id)
 
     def open_uploads(self, key: str) -> list[str]:
         """List the ids of the unfinished uploads to ``key``, newest first."""
