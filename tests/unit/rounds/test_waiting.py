@@ -66,6 +66,32 @@ def test_a_call_that_opens_a_round_too_late_does_not_have_it_wait_again(
     assert machine.store.get_json(machine.keys.rejection("b"))["late"]
 
 
+@pytest.mark.parametrize("ends", ["plan", "manifest"])
+def test_an_update_that_arrives_once_the_end_of_the_wait_is_written_is_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """A contributor replaces its update just then; its event comes before the writer goes on."""
+    machine.open(clients=["a", "b"])
+    arrive(machine, "b")
+    put_json, outcomes = machine.store.put_json, list[dict[str, Any]]()
+
+    def put_then_arrive(key: str, *rest: Any, **options: Any) -> bool:
+        is_put = put_json(key, *rest, **options)
+        if key == getattr(machine.keys, ends):
+            outcomes.append(machine.collect("a", machine.submit("a", {"w": np.zeros(2, "f4")})))
+        return is_put
+
+    machine.submit("a", ONES)
+    monkeypatch.setattr(machine.store, "put_json", put_then_arrive)
+    if ends == "plan":
+        machine.plan(OPENED)
+    else:
+        abort_round(machine.store, machine.name, error="E", cause="nobody knows")
+    [outcome] = outcomes
+    assert (outcome["status"], outcome["late"]) == ("ignored", True)
+    assert machine.store.get_json(machine.keys.rejection("a"))["late"]
+
+
 @pytest.mark.parametrize("is_open", [True, False])
 def test_a_good_update_takes_the_rejection_of_a_bad_one_back(
     machine: Machine, *, is_open: bool

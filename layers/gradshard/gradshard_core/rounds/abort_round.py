@@ -65,6 +65,9 @@ def abort_round(
         # Maybe that is why the round is given up: what it would name is looked for.
         plan, has_partials, is_private, dp = None, True, True, None
     manifest = _manifest(store, keys, error, cause, plan)
+    # Before the manifest is there, so that who arrives from now on looks for it. And after that: a
+    # late call of open_round may have looked for it before.
+    end_waiting(store, keys)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     end_waiting(store, keys)
     server_optimizer = _apply_terms(store, keys, plan)

@@ -68,6 +68,9 @@ def plan_round(
     context = read_context(store, keys, request, aggregator)
     plan = _make_plan(context, previous)
     written = plan_to_json(plan, piece_writer(store, keys))
+    if request.attempt == 0 and waits_once(context.spec):
+        # Before the plan is there: who arrives from now on looks for it.
+        end_waiting(store, keys)
     is_ours = store.put_json(keys.plan, written, replaces=head.etag if head else None)
     if is_ours and previous is not None:
         _abort_uploads(store, previous, unless_in=plan)
@@ -99,7 +102,7 @@ def _hand_out(
             store.abort_open_uploads(output.key, but=output.upload_id)
     if plan.attempt == 0 and plan.is_complete and spec is not None:
         if waits_once(spec):
-            # First: who arrives from now on finds the plan, and who came before is looked for.
+            # Again: a late call of open_round may have looked for the plan before it was there.
             end_waiting(store, keys)
         reject_overlooked(store, keys, spec, plan)
     return _write_tasks(store, keys, plan, aggregator, keeper)
