@@ -111,6 +111,16 @@ def test_a_good_update_takes_the_rejection_of_a_bad_one_back(
     assert machine.store.etags[machine.keys.callback] == etag
 
 
+@pytest.mark.parametrize("ends", ["plan", "manifest"])
+def test_a_rejection_that_is_noted_too_late_leaves_no_record(machine: Machine, ends: str) -> None:
+    machine.open(clients=["a"])
+    spec = machine.spec()
+    waiting.end_waiting(machine.store, machine.keys)
+    machine.store.put_json(getattr(machine.keys, ends), {})
+    waiting.note_rejection(machine.store, machine.keys, spec)
+    assert machine.store.get_json(machine.keys.callback) is None
+
+
 def test_no_round_completes_by_an_update_that_was_seen_and_deleted(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

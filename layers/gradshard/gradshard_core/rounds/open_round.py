@@ -65,9 +65,8 @@ def open_round(
         return {"round": round_id, "status": "rejected", "reason": str(error)}
     terms = spec if waiting.waits_once(spec) else None
     tokens = waiting.keep_token(store, keys, token, terms)
-    if terms and (store.head(keys.plan) is not None or store.head(keys.manifest) is not None):
-        # The machine took this call for dead: the round is planned, or has ended.
-        waiting.end_waiting(store, keys)
+    if terms:
+        waiting.end_if_over(store, keys)  # the machine may have taken this call for dead
     plan = read_plan(store, keys) if spec.masked is not None else None
     if plan is not None:
         return _await_keeper(store, keys, spec, plan, tokens)

@@ -91,12 +91,20 @@ def note_rejection(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> None:
             return
         noted = record | {"has_rejections": True}
         if store.put_json(keys.callback, noted, replaces=head.etag if head else None):
+            if head is None:
+                end_if_over(store, keys)
             return
 
 
 def end_waiting(store: S3Store, keys: RoundKeys) -> None:
     """Delete the record of a round that is planned or has ended; safe to repeat."""
     store.delete(keys.callback)
+
+
+def end_if_over(store: S3Store, keys: RoundKeys) -> None:
+    """Delete a record that was written when the round was planned already, or had ended."""
+    if store.head(keys.plan) is not None or store.head(keys.manifest) is not None:
+        end_waiting(store, keys)
 
 
 def keep_token(
