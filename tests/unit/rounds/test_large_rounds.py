@@ -34,7 +34,6 @@ from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
-from gradshard_core.rounds.waiting import Seen
 from gradshard_core.stragglers.assignments import Assignment
 from tests import reference
 from tests.unit.counting import KINDS, Counting, Requests, of_functions
@@ -569,8 +568,6 @@ def requests_of(
     random.seed(clients)
     with monkeypatch.context() as patched:
         counting = Counting(machine, patched)
-        # Many functions run side by side: none has seen what another has.
-        patched.setattr(Seen, "of", lambda *_: set())
         machine.open(**{"clients": clients, **terms})
         resumed, updates = False, updates_of(clients)
         for number in map(int, np.random.default_rng(clients).permutation(clients)):

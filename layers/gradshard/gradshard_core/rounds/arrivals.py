@@ -333,7 +333,7 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, see
     if spec.inbox is not None:
         return inbox.is_full(store, spec)
     if record_parts(spec):
-        return _is_enough_recorded(store, keys, spec, arriving, seen)
+        return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager:
         is_complete = _is_everybody_there(store, keys, spec, arriving, seen)
         return spec.is_complete(arrived(store, keys)) if is_complete is None else is_complete
@@ -345,13 +345,14 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, see
     return 0 < ready >= min(history_limits.stage_size(groups), left)
 
 
-def _is_enough_recorded(
-    store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, seen: Seen
-) -> bool:
-    """Record an arrival, or all that came before the round was open; whether they are enough."""
+def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
+    """Record an arrival, or all that came before the round was open; whether they are enough.
+
+    Nobody is remembered as seen: there may be too many for the memory of a process.
+    """
     clients = [arriving] if arriving else arrived(store, keys)
     record_arrivals(store, keys, spec, filter(spec.expects, clients))
-    if _is_everybody_there(store, keys, spec, arriving, seen) is False:
+    if _is_everybody_there(store, keys, spec, arriving, Seen()) is False:
         return False
     return count_arrivals(store, keys) >= (spec.enough_clients or spec.expected)
 
