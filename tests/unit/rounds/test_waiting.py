@@ -118,7 +118,7 @@ def test_a_rejection_that_is_noted_too_late_leaves_no_record(machine: Machine, e
     waiting.end_waiting(machine.store, machine.keys)
     machine.store.put_json(getattr(machine.keys, ends), {})
     waiting.note_rejection(machine.store, machine.keys, spec)
-    assert machine.store.get_json(machine.keys.callback) is None
+    assert waiting.read_waiting(machine.store, machine.keys) is None
 
 
 def test_no_round_completes_by_an_update_that_was_seen_and_deleted(
