@@ -15,10 +15,15 @@ from gradshard.client.compression import Compression, DecodedContent, EncodedCon
 from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.encoded import encode_layout
+from gradshard_core.formats.compressed_updates import encode_layout
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.formats.masked import SEALED_BYTES, SIGNATURE_BYTES, Share, masked_layout
+from gradshard_core.formats.masked_updates import (
+    SEALED_BYTES,
+    SIGNATURE_BYTES,
+    Share,
+    masked_layout,
+)
 from gradshard_core.planning import limits
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.masking import parse_masking

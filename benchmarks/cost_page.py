@@ -13,14 +13,9 @@ from gradshard_core.planning import aws_prices, limits, planner, pricing, speeds
 from gradshard_core.planning.bandwidth import BURST
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.projection import Projection
-from gradshard_core.planning.spec_parsing import parse_spec
-from gradshard_core.planning.spec_workload import workload_of
+from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.planning.round_workload import workload_of
 from gradshard_core.units import MIB
-
-ALL_EVENTS: Final = (
-    "https://docs.aws.amazon.com/AWSCloudFormation/latest/UserGuide/"
-    "aws-properties-s3-bucket-eventbridgeconfiguration.html"
-)
 
 INIT_BILLED: Final = (
     "https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase"
@@ -51,13 +46,13 @@ def _head() -> str:
 
 # What a round costs
 
-See what a round costs, which settings change that, and how the price is made up. `gradshard plan`
-computes the price for your size and number of clients. All figures are computed from AWS's prices
-in us-east-1; nothing was measured on AWS.
-[Beside the published systems](../benchmarks/published.md) compares them with other systems.
+See what a round costs, and which settings change that. `gradshard plan` computes the price for
+your size and number of clients. All figures are computed from AWS's prices in us-east-1; nothing
+was measured on AWS. [Beside the published systems](../benchmarks/published.md) compares them with
+other systems.
 
-Dollars are per thousand rounds of {measurements.CLIENTS} clients that the round names, unless a
-table says otherwise. {_unnamed()}
+Dollars are per thousand rounds of {measurements.CLIENTS} clients that the round names.
+{_unnamed()}
 """
 
 
@@ -116,9 +111,10 @@ minute.
 
 *Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* are Step
 Functions, the functions around the tasks, notifications, Lambda's fee per invocation, and cold
-starts. *On a slow network* is the total at the bandwidth that the paper of GradsSharding measured
-(*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a function. The other columns assume what
-the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
+starts ([in detail](#what-the-fees-are)). *On a slow network* is the total at the bandwidth that the
+paper of GradsSharding measured (*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a
+function. The other columns assume what the planner assumes (*burst*):
+{speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
 
 ![Dollars against size](cost-size.svg)
 
@@ -130,19 +126,13 @@ def _choices_section() -> str:
     return f"""
 ## What you can do about it
 
-| to pay less | how |
-| --- | --- |
-| Take more time | `--time-budget`: [what a time budget costs](#what-a-time-budget-costs) |
-| Use arm64 | It is the default, and {100 * _discount():.0f} % cheaper per second than x86-64 |
-| Choose tasks' memory | `AggregatorMemory`: [why 192 MB and a minute](#why-192-mb-and-a-minute) |
-| Keep updates within {transfers.SINGLE_PUT_BYTES // MIB} MiB | {_PARTS} |
-| Keep objects for fewer days | `RetentionDays`; storage is not in the figures |
+- Take [more time](#what-a-time-budget-costs): `--time-budget`.
+- Use arm64, the default: it is {100 * _discount():.0f} % cheaper per second than x86-64.
+- Choose [tasks' memory](#why-192-mb-and-a-minute): `AggregatorMemory`.
+- Send less: [compress](#savings-by-compression), or train in BF16. An update over
+  {transfers.SINGLE_PUT_BYTES // MIB} MiB is sent in parts, which are requests.
+- Keep objects for fewer days (`RetentionDays`). Storage is not in the figures.
 """
-
-
-_PARTS: Final = (
-    "float16 or BF16 halve the size; a larger update is sent in parts, which are requests"
-)
 
 
 def _discount() -> float:
@@ -170,14 +160,11 @@ def _defaults_section() -> str:
     blocks = [
         f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
         f"""
-At *burst*, a function of {limits.MIN_MEMORY_MB} MB adds more slowly than its network delivers, and
-one of {DEFAULT_MEMORY_MB} MB waits for the network: it costs the same, within 2 %, and takes up to
-30 % less time. With the same M, 256 MB cost up to a fifth more and save hardly any time. Half a
-minute instead of a minute costs up to 5 % more.
-
-On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more than
-{limits.MIN_MEMORY_MB} MB. If your first rounds take much longer than projected (`gradshard show`),
-deploy with `AggregatorMemory={limits.MIN_MEMORY_MB}`. Within a minute, arm64, *total*:
+At *burst*, tasks of {DEFAULT_MEMORY_MB} MB cost as much as tasks of {limits.MIN_MEMORY_MB} MB,
+within 2 %, and take up to 30 % less time. Half a minute instead of a minute costs up to 5 % more.
+On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more. If your first
+rounds take much longer than projected (`gradshard show`), deploy with
+`AggregatorMemory={limits.MIN_MEMORY_MB}`. Within a minute, arm64, *total*:
 """,
     ]
     sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
@@ -269,18 +256,15 @@ def _codecs_section() -> str:
     models = (measurements.VGG16, measurements.GPT2_LARGE)
     rows = []
     for model in models:
-        for codec in (None, *CODECS):
+        for codec in (None, *(name for name in CODECS if name != "fp8")):
             projected = _compressed_round(model, codec)
-            bill = projected.bill
-            s3 = bill.s3_aggregators + bill.s3_clients
-            amounts = (bill.lambda_, s3, bill.total - bill.lambda_ - s3, bill.total)
-            cells = (str(projected.shards), f"{projected.seconds:.0f}")
             rows.append(
                 (
                     model.name,
                     "F32" if codec is None else f"`{codec}`",
-                    *cells,
-                    *(f"{1000 * amount:.2f}" for amount in amounts),
+                    str(projected.shards),
+                    f"{projected.seconds:.0f}",
+                    f"{1000 * projected.bill.total:.2f}",
                 )
             )
     published = " and ".join(f"${_published(model):.2f} for {model.name}" for model in models)
@@ -288,12 +272,12 @@ def _codecs_section() -> str:
 ## Savings by compression
 
 All clients [compress their updates](compression.md); tasks of {DEFAULT_MEMORY_MB} MB, M for a
-minute, *burst*. The result that clients download is F32. `topk` keeps 1 %.
+minute, *burst*. `fp8` costs what `int8` costs, and `topk` keeps 1 %.
 
-{format_table(("model", "codec", "M", "seconds", "Lambda", "S3 requests", "fees", "total"), rows)}
+{format_table(("model", "codec", "M", "seconds", "total"), rows)}
 
-With `int8`, Lambda's part is half of F32's, since tasks still decode and add every element. The
-fees stay. GradsSharding's authors measured {published}, without fees.
+The result that clients download is F32. GradsSharding's authors measured {published}, without
+fees.
 """
 
 
@@ -315,33 +299,20 @@ def _published(model: measurements.Model) -> float:
 
 def _fan_out_section() -> str:
     seconds = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
-    # An Express child's seconds cost what a second transition would.
-    even = (aws_prices.DOLLARS_PER_TRANSITION - aws_prices.DOLLARS_PER_EXPRESS_REQUEST) / (
-        aws_prices.EXPRESS_MEMORY_GB * aws_prices.DOLLARS_PER_EXPRESS_GB_SECOND
-    )
-    rows = [
-        (way.label, *(f"{1000 * amount:.3f}" for amount in way.dollars))
-        for way in claims.fan_outs(seconds)
-    ]
-    titles = ("", *(f"M={m}" for m in claims.FAN_OUT_SHARDS))
+    ways = claims.fan_outs(seconds)
+    plain, deployed = (1000 * ways[place].dollars[-1] for place in (0, claims.AS_DEPLOYED))
     return f"""
 ## What starting tasks costs
 
-The fee of Step Functions for starting tasks of {seconds:.0f} s:
-
-{format_table(titles, rows)}
-
-An Express child's seconds cost more than a Standard child's two transitions if its tasks take more
-than {even:.0f} s. gradshard therefore runs up to {limits.INLINE_ITERATIONS} tasks in one Express
-child ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+To start {claims.FAN_OUT_SHARDS[-1]} tasks of {seconds:.0f} s, Step Functions charges
+${deployed:.2f}. With a Standard child for each task, it would charge ${plain:.2f}
+([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
 """
 
 
 def _events_section() -> str:
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
     told = pricing.notifications(measurements.CLIENTS)
-    changes = 3 * (told + 7 + vgg16.shards)
-    dear = changes * aws_prices.DOLLARS_PER_EVENT
     return f"""
 ## Notifications
 
@@ -349,10 +320,6 @@ S3 notifies an SNS topic of each object that clients upload, and SNS calls `coll
 charges ${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages, and nothing for
 calling a function ([AWS](https://aws.amazon.com/sns/pricing/)). A round has {told} messages, and
 one event of EventBridge that it has ended: ${1000 * vgg16.bill.events:.3f} per thousand rounds.
-
-With EventBridge, which gets all of a bucket's events or none ([AWS]({ALL_EVENTS})), a round of
-VGG-16 would have about {changes} events, ${1000 * dear:.2f} per thousand rounds. [Decision
-9](decisions/0009-a-small-round-pays-for-little.md) says why there is a topic at all.
 """
 
 
@@ -362,14 +329,13 @@ def _assumptions_section() -> str:
 
 - Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
   57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
-  MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771). Both hold
-  for every system.
-- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added, for every system; a processor
-  is {limits.MB_PER_VCPU} MB.
-- Each function of a round starts cold once. Lambda bills the INIT phase
-  ([AWS]({INIT_BILLED})): {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
-  {speeds.TASK_INIT_CPU_SECONDS:g} (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
-  imports (measured), at the processor's share of the memory. *Seconds* are those of warm functions.
+  MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771).
+- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; a processor is
+  {limits.MB_PER_VCPU} MB. This and the bandwidth hold for every system.
+- Each function of a round starts cold once, which [Lambda bills]({INIT_BILLED}):
+  {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and {speeds.TASK_INIT_CPU_SECONDS:g}
+  (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of imports (measured). *Seconds* are
+  those of warm functions.
 - Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
   deadline's schedule ($0.001 per thousand rounds).
 - The arrivals of a round come to one warm function, one after another, which remembers whom it
@@ -377,9 +343,6 @@ def _assumptions_section() -> str:
   more.
 - All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
   are within 64 KiB, and nothing is retried.
-- Streamed trees may use Lambda's {measurements.TIMEOUT_SECONDS:.0f} s per task, but are charged as
-  Express children, which end after five minutes. Beyond 5 GiB they are cut as S3 demands, which the
-  planner rejects.
 """
 
 

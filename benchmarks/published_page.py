@@ -35,7 +35,7 @@ def sections() -> tuple[str, ...]:
 
 
 def _comparison_head() -> str:
-    return """
+    return f"""
 <!-- Written by `python -m benchmarks.cost_report`; change that, not this. -->
 
 # Beside the published systems
@@ -49,7 +49,9 @@ thousand rounds of 20 clients.
 and clients. *total* adds the fees. Clients of the published systems make one PUT and one GET per
 object, as the paper counts; gradshard's clients make [several
 requests](../docs/cost.md#what-you-can-do-about-it). *Streamed* trees are those of λ-FL
-and LIFL with gradshard's tasks, which hold blocks instead of whole updates.
+and LIFL with gradshard's tasks, which hold blocks instead of whole updates. They may use Lambda's
+{measurements.TIMEOUT_SECONDS:.0f} s per task, but are charged as Express children, which end after
+five minutes. Beyond 5 GiB they are cut as S3 demands, which the planner rejects.
 
 Columns are named by bandwidth: *burst*, and *published* with 50 % to either side. ✓ holds, ✗ does
 not.

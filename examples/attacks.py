@@ -13,7 +13,7 @@ import numpy as np
 
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone, aggregate
-from gradshard_core.aggregation.robust_rules import parse_robust_rule
+from gradshard_core.aggregation.robust_registry import parse_robust_rule
 from gradshard_core.formats.layout import Layout
 from stragglers import data, network, program
 from stragglers.curves import Curve, Floats, Panel
@@ -154,8 +154,8 @@ def combine(
             decided = parsed.decide(measuring.products.rounded(), samples).weights
             updates = updates[np.array(decided) > 0]
             weights = [weight for weight in decided if weight > 0]
-        if parsed.is_columns:
-            reduction = parsed.reduction(gathers=False)
+        if parsed.is_elementwise:
+            reduction = parsed.reduction(is_disordered=False)
     return np.frombuffer(run(reduction, weights, whole), "<f4")
 
 

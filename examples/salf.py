@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from gradshard_core.stragglers.participation import ClientReach
+from gradshard_core.stragglers.layer_reach import ClientReach
 from gradshard_core.stragglers.salf import PartialRule
 from stragglers import network, program, splits
 from stragglers.backends import Backend, chosen

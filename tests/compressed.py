@@ -4,6 +4,7 @@ import json
 import math
 import struct
 from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 
 import ml_dtypes
 import numpy as np
@@ -14,23 +15,35 @@ BLOCK = 32
 UNIT_BYTES = {"int8": 34, "fp8": 34, "int4": 18}
 
 
-def decode_unit(codec: str, unit: bytes) -> Array:
-    """Return the 32 elements of a unit."""
+def parts_of(codec: str, unit: bytes) -> tuple[float, Sequence[float]]:
+    """Return the scale of a unit, and what it multiplies."""
     (bits,) = struct.unpack("<H", unit[:2])
     (scale,) = struct.unpack("<f", struct.pack("<I", bits << 16))
-    values: list[float]
     if codec == "int8":
-        values = list(struct.unpack("32b", unit[2:]))
-    elif codec == "int4":
+        return scale, struct.unpack("32b", unit[2:])
+    if codec == "int4":
         nibbles = [nibble for byte in unit[2:] for nibble in (byte & 15, byte >> 4)]
-        values = [nibble - 16 if nibble > 7 else nibble for nibble in nibbles]
-    else:
-        values = list(map(e4m3, unit[2:]))
+        return scale, [nibble - 16 if nibble > 7 else nibble for nibble in nibbles]
+    return scale, [e4m3(code) for code in unit[2:]]
+
+
+def decode_units(codec: str, units: Sequence[bytes]) -> Array:
+    """Return the elements of units, of shape (n, 32)."""
+    found = [parts_of(codec, unit) for unit in units]
+    scales = np.array([scale for scale, _ in found], np.float32).reshape(-1, 1)
+    values = np.array([values for _, values in found], np.float32).reshape(-1, BLOCK)
     with np.errstate(all="ignore"):
-        product: Array = np.float32(scale) * np.array(values, np.float32)
+        product: Array = scales * values
     return product
 
 
+def decode_unit(codec: str, unit: bytes) -> Array:
+    """Return the 32 elements of a unit."""
+    elements: Array = decode_units(codec, [unit])[0]
+    return elements
+
+
+@cache
 def e4m3(code: int) -> float:
     sign, exponent, mantissa = -1.0 if code >> 7 else 1.0, code >> 3 & 15, code & 7
     if exponent == 15 and mantissa == 7:
@@ -42,8 +55,7 @@ def e4m3(code: int) -> float:
 
 def decode_tensor(codec: str, units: Array, dtype: str, shape: Sequence[int]) -> Array:
     """Return a tensor from its units, of shape (n, bytes of a unit)."""
-    blocks = [decode_unit(codec, unit.tobytes()) for unit in units]
-    elements = np.concatenate([np.empty(0, np.float32), *blocks])[: math.prod(shape)]
+    elements = decode_units(codec, [unit.tobytes() for unit in units]).ravel()[: math.prod(shape)]
     with np.errstate(all="ignore"):
         return elements.astype(NUMPY[dtype]).reshape(shape)
 

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,10 +25,15 @@ SUITE = CipherSuite.new(KEMId.DHKEM_X25519_HKDF_SHA256, KDFId.HKDF_SHA256, AEADI
 
 
 def step_of(terms: Terms) -> Fraction:
+    return step_of_bound(terms["bound"], terms["bits"])
+
+
+@cache
+def step_of_bound(bound: float, bits: int) -> Fraction:
     """Return the least power of two in which the bound has at most 2^(b-1) - 1 steps."""
-    steps = 2 ** (terms["bits"] - 1) - 1
-    step = Fraction(2) ** (math.floor(math.log2(terms["bound"] / steps)) - 2)
-    while Fraction(terms["bound"]) > steps * step:
+    steps = 2 ** (bits - 1) - 1
+    step = Fraction(2) ** (math.floor(math.log2(bound / steps)) - 2)
+    while Fraction(bound) > steps * step:
         step *= 2
     return step
 
@@ -55,6 +61,11 @@ def framed(*texts: str) -> bytes:
     return b"".join(len(t.encode()).to_bytes(8, "big") + t.encode() for t in texts)
 
 
+@cache
+def digest_of_names(names: tuple[str, ...]) -> str:
+    return hashlib.sha256(framed(*names)).hexdigest()
+
+
 def encoding(terms: Terms, update: Mapping[str, reference.Array]) -> str:
     tensors = [[n, reference.NAMES[t.dtype], list(t.shape)] for n, t in update.items()]
     digest = hashlib.sha256(json.dumps(tensors, separators=(",", ":")).encode()).hexdigest()
@@ -67,7 +78,7 @@ def encoding(terms: Terms, update: Mapping[str, reference.Array]) -> str:
 
 def info(round_id: str, client: str, roster: Sequence[str], quorum: int, encoded: str) -> bytes:
     """Return what a seed is sealed with."""
-    names = hashlib.sha256(framed(*sorted(roster))).hexdigest()
+    names = digest_of_names(tuple(sorted(roster)))
     protocol = "gradshard masked round 1"
     return framed(protocol, round_id, client, names, str(quorum), encoded)
 

@@ -190,7 +190,7 @@ def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) ->
 def columns(
     updates: Sequence[Mapping[str, Array]], rule: str, beta: float = 0.0, f: int = 0
 ) -> dict[str, Array]:
-    """Combine updates by a rule over columns, each column sorted by numpy.
+    """Combine updates by an element-wise rule, each column sorted by numpy.
 
     Those of ``bulyan`` are the selected ones.
     """

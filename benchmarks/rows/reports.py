@@ -10,11 +10,11 @@ from gradshard_core.s3.task_client import TaskS3Client
 
 def setup(job: dict[str, Any]) -> Work:
     """Read all of them."""
-    wire = TaskS3Client(job["bucket"])
+    s3 = TaskS3Client(job["bucket"])
 
     def work() -> Requests:
         with ThreadPoolExecutor(READERS) as pool:
-            reports = list(pool.map(wire.get_json, job["keys"]))
+            reports = list(pool.map(s3.get_json, job["keys"]))
         if None in reports:
             raise RuntimeError("a report is missing")
         return Requests(len(reports))

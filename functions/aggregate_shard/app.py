@@ -8,7 +8,7 @@ from gradshard_core.planning.plan_parts import Task
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.s3.task_client import TaskS3Client
 
-wire = TaskS3Client(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
+s3 = TaskS3Client(os.environ["GRADSHARD_BUCKET"], os.environ["GRADSHARD_BUCKET_HOST"])
 
 
 def measures(_event: dict[str, Any], report: dict[str, Any]) -> dict[str, float]:
@@ -27,6 +27,4 @@ def measures(_event: dict[str, Any], report: dict[str, Any]) -> dict[str, float]
 @emf.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of the plan."""
-    return aggregate_shard(
-        wire, event["round"], attempt=event["attempt"], task=Task(**event["task"])
-    )
+    return aggregate_shard(s3, event["round"], attempt=event["attempt"], task=Task(**event["task"]))

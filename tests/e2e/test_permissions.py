@@ -453,7 +453,7 @@ def trained_with_a_ticket(federation: Federation) -> None:
     held = TicketTraining(training.ticket("a"))
     invitation = until(lambda: held.state().invitation)
     round_ = held.round(invitation)
-    # A knock at the URL that the function has signed.
+    # A renewal request to the URL that the function has signed.
     held._first_accepted("PUT")
     held.participate(lambda model, _: (model, 1))
     assert round_.rejection() is None
@@ -485,7 +485,7 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     for client in "ab":
         training.join(client)
     send("a", 1, bad)
-    until(lambda: training.state().again == "iam-pace-00001")
+    until(lambda: training.state().repeated_round == "iam-pace-00001")
     etag = send("a", 1, update(1))
     until(lambda: training.state().version == 2)
     send("b", 1, update(2))

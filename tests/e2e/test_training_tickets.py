@@ -51,7 +51,7 @@ def without_credentials() -> Iterator[None]:
 def test_two_holders_of_tickets_train_to_the_bits_of_a_loop(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whose notices are old at once, so that they knock at each look."""
+    """Whose notices are old at once, so that they are renewed at each look."""
     monkeypatch.setattr(ticket_training, "RENEW_SECONDS", 2.0)
     training = start(federation, "ticketed", 3)
     for client in CLIENTS:
@@ -149,7 +149,7 @@ def test_a_ticket_reaches_the_objects_of_its_client_alone(
     newest = held.ticket.urls[0]
     urls = {
         ("GET", newest.notice): 200,
-        ("PUT", newest.knock): 200,
+        ("PUT", newest.renewal): 200,
         ("HEAD", ticket.uploaded_url): 404,
         ("GET", ticket.rejection_url): 404,
         ("HEAD", ticket.ended_url): 404,
@@ -177,7 +177,7 @@ def test_a_ticket_reaches_the_objects_of_its_client_alone(
         requested("PUT", ticket.upload_url(length), headers | {"If-None-Match": "x"}, bytes(length))
         == 403
     )
-    assert requested("PUT", newest.knock, {"Content-Length": "1"}, b"x") == 403
+    assert requested("PUT", newest.renewal, {"Content-Length": "1"}, b"x") == 403
     training.stop("seen", now=True)
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import amble
 import salf
-from gradshard_core.stragglers.participation import UniformDepth
+from gradshard_core.stragglers.layer_reach import UniformDepth
 from gradshard_core.stragglers.salf import PartialRule
 from stragglers import clock, network, splits
 from stragglers.backends import InMemory

@@ -16,19 +16,19 @@ import numpy as np
 
 from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.tickets import Ticket
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import CHUNK, INDEX_BYTES, TopK
-from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import (
+from gradshard_core.formats.compressed_updates import (
     ENCODED_KEY,
     EncodedLayout,
     EncodedRuns,
     encode_layout,
     parse_update,
 )
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import (
     MAX_HEADER_BYTES,
     SAMPLES_KEY,
@@ -39,7 +39,7 @@ from gradshard_core.formats.headers import (
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
@@ -204,7 +204,7 @@ def _decoded(layout: EncodedLayout, stored: bytes) -> bytearray:
     assert isinstance(runs, EncodedRuns)
     [asked] = runs.ranges(0, plain.nbytes)
     assert asked == (0, len(stored))
-    source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, Desk())
+    source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, DecodingBuffers())
     out = bytearray(plain.nbytes)
     cut = len(out) // 8 * 4
     with np.errstate(all="ignore"):

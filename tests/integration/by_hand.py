@@ -85,9 +85,9 @@ class Round:
                 self.run(task)
 
     def run(self, task: dict[str, Any]) -> dict[str, Any]:
-        with contextlib.closing(TaskS3Client(self.store.bucket)) as wire:
+        with contextlib.closing(TaskS3Client(self.store.bucket)) as s3:
             return aggregate_shard(
-                wire, task["round"], attempt=task["attempt"], task=Task(**task["task"])
+                s3, task["round"], attempt=task["attempt"], task=Task(**task["task"])
             )
 
     def finalize(self) -> dict[str, Any]:

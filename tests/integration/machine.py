@@ -122,8 +122,8 @@ def in_this_process() -> Iterator[Call]:
     for module in modules.values():
         if "store" in module:
             module["store"].close()
-        if "wire" in module:
-            module["wire"].close()
+        if "s3" in module:
+            module["s3"].close()
 
 
 @dataclass

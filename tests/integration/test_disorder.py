@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from gradshard_core.aggregation import reordered_reads
 from tests.integration.by_hand import Round, assert_average
 
 TENSORS = 20_000
@@ -81,9 +82,11 @@ def test_a_nan_in_another_order_is_found(open_round: Callable[..., Round]) -> No
 def test_an_order_that_costs_too_much_is_rejected(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.aggregation.gathering.MAX_FURTHER_REQUESTS", 0)
-    monkeypatch.setattr("gradshard_core.aggregation.gathering.GAP_BYTES", 1000)
-    monkeypatch.setattr("gradshard_core.aggregation.gathering.gathered_bytes", lambda: 1000)
+    monkeypatch.setattr(reordered_reads, "MAX_FURTHER_REQUESTS", 0)
+    monkeypatch.setattr(reordered_reads, "GAP_BYTES", 1000)
+    monkeypatch.setattr(
+        "gradshard_core.aggregation.reordered_reads.reorder_buffer_bytes", lambda: 1000
+    )
     names = [f"t{n}" for n in range(20)]
     update = {name: np.ones(100, "f4") for name in names}
     mixed = list(itertools.chain(*zip(names[:10], names[10:], strict=True)))
@@ -94,10 +97,11 @@ def test_an_order_that_costs_too_much_is_rejected(
     assert round_.go() == {"status": "completed"}
     reason = round_.store.get_json(round_.keys.rejection("c"))["reason"]
     assert reason == (
-        f"{round_.keys.update('c')}: its tensors stand in another order than the round's, so "
-        "reading its 8000 bytes takes 3 further requests and 6400 bytes of gaps, over the 8 "
-        "requests or gaps of 1000 bytes that an update of that size may take; write its tensors in "
-        "the round's order, as gradshard's own client does where the round has a layout or a model"
+        f"{round_.keys.update('c')}: its tensors stand in another order than the round's. So "
+        "reading its 8000 bytes takes 3 further requests and reads 6400 bytes in vain. An update "
+        "of that size may take 8 further requests, and 1000 bytes in vain count as one; write its "
+        "tensors in the round's order, as gradshard's own client does where the round has a layout "
+        "or a model"
     )
 
 
@@ -115,4 +119,7 @@ def test_runs_that_do_not_fit_into_the_tasks_memory_are_rejected(
     assert round_.go() == {"status": "completed"}
     assert round_.store.get_json(round_.keys.rejection("d")) is None
     reason = round_.store.get_json(round_.keys.rejection("c"))["reason"]
-    assert "in 9 runs; with 3 further ones of other updates they are over the 10 that" in reason
+    assert (
+        "in 9 separate stretches; with 3 further ones of other updates these are over the 10 that"
+        in reason
+    )

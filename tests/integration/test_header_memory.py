@@ -34,7 +34,7 @@ CHECK_ARRIVALS = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from gradshard_core.rounds import arrivals
-from gradshard_core.rounds.inbox import Address
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.seen_layouts import SeenLayouts
 from tests.fuzz.targets import KEYS, SPEC, _Memory
 from tests.integration.test_header_memory import FILL, WORST, peak_mb
@@ -67,7 +67,7 @@ CHECK_ADMISSION = """
 import sys
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import admission
 from tests.integration.test_header_memory import CLIENTS, Bucket, peak_mb
 bucket = Bucket(sys.argv[1])

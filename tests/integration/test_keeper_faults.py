@@ -16,7 +16,7 @@ from gradshard.aws import boto_client
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.masked import roster_digest
+from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
 from gradshard_core.keeper.request import Request, SealedSeed
 from gradshard_core.masking import enrolment, sealing
@@ -88,7 +88,7 @@ def call(own: S3Store, store: S3Store, proxy: Proxy) -> Iterator[Call]:
 
         yield call
         for module in modules.values():
-            for name in ("store", "answers", "wire"):
+            for name in ("store", "answers", "s3"):
                 if name in module:
                     module[name].close()
 

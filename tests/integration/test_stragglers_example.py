@@ -8,7 +8,7 @@ import pytest
 
 from gradshard import Federation
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.stragglers.participation import UniformDepth
+from gradshard_core.stragglers.layer_reach import UniformDepth
 from gradshard_core.stragglers.salf import PartialRule
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))

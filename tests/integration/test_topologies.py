@@ -9,12 +9,13 @@ import pytest
 
 from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.records.round_spec import read_spec
 from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed
+from gradshard_core.rounds.waiting import Seen
 from tests import reference
 from tests.integration.by_hand import Round, Update, layout_of, small
 from tests.planned import levels_of
@@ -111,7 +112,7 @@ def test_a_grid_is_cut_into_shards(open_round: Callable[..., Round]) -> None:
 def test_a_manifest_lists_every_task_whole_or_in_pieces(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", piece)
+    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", piece)
     monkeypatch.setattr("gradshard_core.rounds.finalize_round.READ_AT_A_TIME", 2)
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)
@@ -290,7 +291,7 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
             round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
         spec, _ = read_spec(round_.store, round_.keys) or (None, None)
         assert spec is not None
-        due = arrivals._is_due(round_.store, round_.keys, spec)
+        due = arrivals._is_due(round_.store, round_.keys, spec, "", Seen())
         if not due:
             seen.append([])
             continue

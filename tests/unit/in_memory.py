@@ -12,8 +12,8 @@ from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.records.stored_spec import read_spec
 from tests import reference
 from tests.notifications import uploaded
 from tests.planned import levels_of
@@ -56,7 +56,7 @@ class Machine:
     def step(self, function: str, **event: Any) -> dict[str, Any]:
         weigh(f"to {function}", event)
         module = self._functions(function)
-        vars(module).update(store=self.store, wire=MemoryWire(self.store), keeper=self.keeper)
+        vars(module).update(store=self.store, s3=MemoryWire(self.store), keeper=self.keeper)
         answer: dict[str, Any] = module.handler({"round": self.name, **event}, Context())
         weigh(f"of {function}", answer)
         return answer

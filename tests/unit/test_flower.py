@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.federation import Federation
-from gradshard_core.aggregation.robust_rules import parse_robust_rule
+from gradshard_core.aggregation.robust_registry import parse_robust_rule
 from gradshard_core.errors import SpecError, UpdateError
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -227,7 +227,7 @@ class TestWithFlower:
         from flwr.serverapp.strategy import Bulyan
 
         from tests.flower.clients import record_of
-        from tests.unit.aggregation.test_columns import combine
+        from tests.unit.aggregation.test_robust_by_element import combine
 
         rng = np.random.default_rng(seed)
         updates = rng.standard_normal((16, 40)).astype("f4")
@@ -258,7 +258,7 @@ class TestWithFlower:
     def test_columns_are_those_of_flower(self, clients: int, beta: float) -> None:
         from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
-        from tests.unit.aggregation.test_columns import combine
+        from tests.unit.aggregation.test_robust_by_element import combine
 
         if int(beta * clients) == 0:
             pytest.skip("nothing is left out, which gradshard rejects")

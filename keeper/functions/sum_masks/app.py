@@ -9,7 +9,7 @@ from gradshard_core.s3.http_transport import function_store
 from gradshard_core.s3.task_client import TaskS3Client
 
 store = function_store()
-wire = TaskS3Client(
+s3 = TaskS3Client(
     os.environ["GRADSHARD_AGGREGATOR_BUCKET"], os.environ["GRADSHARD_AGGREGATOR_BUCKET_HOST"]
 )
 
@@ -17,4 +17,4 @@ wire = TaskS3Client(
 @emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of an answer."""
-    return sum_masks(store, wire, event["round"], event["task"]["number"])
+    return sum_masks(store, s3, event["round"], event["task"]["number"])

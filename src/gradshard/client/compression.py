@@ -18,14 +18,13 @@ import numpy.typing as npt
 
 from gradshard.client.residual import PIECE, Arrays, Residual, sum_of_squares
 from gradshard.client.upload_source import Content, header_bytes
-from gradshard_core.aggregation import arithmetic, buffers
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.aggregation import arithmetic, model_buffers
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
 from gradshard_core.formats.codecs.topk import MOST, USUAL_FRACTION, TopK, entries_of
-from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import (
+from gradshard_core.formats.compressed_updates import (
     CODEC_KEY,
     ENCODABLE,
     ENCODED_KEY,
@@ -34,6 +33,7 @@ from gradshard_core.formats.encoded import (
     EncodedRuns,
     encode_layout,
 )
+from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor
 
@@ -104,7 +104,7 @@ class Compression:
 
     def layout_of(self, layout: Layout) -> EncodedLayout:
         """Return the layout of an update that is compressed so."""
-        kept = {*buffers.conventional(layout)}
+        kept = {*model_buffers.conventional(layout)}
         units = {
             tensor.name: self._units(tensor)
             for tensor in layout.tensors
@@ -339,7 +339,8 @@ class DecodedContent:
     Parameters
     ----------
     content
-        An update whose layout is an :class:`~gradshard_core.formats.encoded.EncodedLayout`.
+        An update whose layout is an
+        :class:`~gradshard_core.formats.compressed_updates.EncodedLayout`.
     """
 
     def __init__(self, content: Content) -> None:
@@ -374,7 +375,7 @@ class DecodedContent:
         stored = _Reader(self._content, self._runs.read_from(first).ranges(first, stop))
         data = memoryview(bytearray(stop - first))
         with np.errstate(all="ignore"):
-            DecodedSource(stored, self._runs, first, stop, Desk()).read_into(data)
+            DecodedSource(stored, self._runs, first, stop, DecodingBuffers()).read_into(data)
         return data[start - first : end - first]
 
 

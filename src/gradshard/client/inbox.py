@@ -5,7 +5,7 @@ from typing import Any
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
 from gradshard_core.formats.keys import TrainingKeys
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.training_spec import TrainingSpec
 
 

@@ -23,7 +23,7 @@ from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import parse_header, parse_samples
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
-from gradshard_core.formats.masked import Share, elements_of, masked_layout
+from gradshard_core.formats.masked_updates import Share, elements_of, masked_layout
 from gradshard_core.planning.masking import Agreement, encoding_of
 from gradshard_core.units import MIB
 
@@ -222,7 +222,7 @@ class MaskedContent:
 
 
 class _Survey(NamedTuple):
-    """What a first look at an update tells.
+    """The facts that the first reading of an update yields.
 
     Parameters
     ----------

@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from gradshard.client.accounting import budget_of, epsilon_of
 from gradshard.client.downloads import fetch_tensors
+from gradshard.client.privacy_accounting import budget_of, epsilon_of
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import Progress, upload
-from gradshard_core.aggregation.buffers import (
+from gradshard_core.aggregation.model_buffers import (
     check_patterns,
     conventional,
     named,
@@ -140,7 +140,8 @@ class Model:
             Names, or patterns of names, of tensors that rounds average and no optimizer steps. For
             PyTorch, use :func:`gradshard.torch.buffers`. By default the buffers of the version
             before, and tensors with BatchNorm's names
-            (``gradshard_core.aggregation.buffers.CONVENTIONAL``). Integers are always buffers.
+            (``gradshard_core.aggregation.model_buffers.CONVENTIONAL``). Integers are always
+            buffers.
         progress
             Called with the bytes sent and the total.
 
@@ -182,12 +183,12 @@ class Model:
         newest, restored = self.current(), self.version(number)
         if number == newest.number:
             raise ModelStateError(f"version {number} of model {self.name!r} is the current one")
-        return self._append(restored.again(newest.number + 1))
+        return self._append(restored.copied_as(newest.number + 1))
 
     def privacy(self) -> PrivacyLedger:
         """Return the model's privacy ledger: its rounds, what each has revealed, and the budget.
 
-        ``gradshard.client.accounting.epsilon_of(ledger.spent, delta)`` is ε so far.
+        ``gradshard.client.privacy_accounting.epsilon_of(ledger.spent, delta)`` is ε so far.
         """
         return read_ledger(self._stack.store, self.name)
 
@@ -220,7 +221,7 @@ class Model:
                 raise PrivacyBudgetError(
                     f"round {noiseless[0]!r} of model {self.name!r} has no noise, so no budget "
                     "bounds what the model reveals. If nothing of the round has been planned yet, "
-                    "abort it, and set the budget then. Otherwise train another model, from data "
+                    "cancel it, and set the budget then. Otherwise train another model, from data "
                     "of other clients"
                 )
             if ledger.spent > budget.allowance:

@@ -9,8 +9,8 @@ from gradshard.utils.polling import poll
 from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import MOST_BYTES, read_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.records.stored_spec import MOST_BYTES, read_spec
 
 OPENING_SECONDS: Final = 20.0
 """Seconds that opening a round waits for its spec to appear in the bucket."""
@@ -30,7 +30,7 @@ def encode_spec(spec: RoundSpec) -> str:
         return payload
     largest = max(encoded, key=lambda name: len(encoded[name]))
     remedies = {
-        "layout": "shorten the tensors' names, or apply the round to a model, which has a layout",
+        "layout": "shorten the tensors' names, or give a server_optimizer, whose model has one",
     }
     raise SpecError(
         f"the round's terms are {len(payload)} bytes of JSON, over {MOST_BYTES}, which is what "

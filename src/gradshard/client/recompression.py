@@ -7,7 +7,7 @@ from gradshard.client.upload_source import Content, FileContent
 from gradshard.client.uploads import Progress
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.compressed_updates import EncodedLayout
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.units import MIB
 

@@ -5,18 +5,18 @@ from contextlib import closing
 from functools import partial
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.aggregation.kernel import Source
 from gradshard_core.aggregation.optimizer_step import Applier
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import SLICE_BYTES, sums_bytes
-from gradshard_core.formats.encoded import EncodedRuns
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.streams import GatheringStream, RangeStream
+from gradshard_core.s3.streams import RangeStream, ReorderedStream
 
 
 class _LazyBytes:
@@ -137,11 +137,11 @@ class RangeRecomputer:
             # A range may need units that are larger than its elements.
             room = SLICE_BYTES + sum(stop - first for first, stop in stored.ranges(start, end))
         gathered = memoryview(bytearray(room))
-        stream = GatheringStream(self._store, contributor.source, stored, [(start, end)], gathered)
+        stream = ReorderedStream(self._store, contributor.source, stored, [(start, end)], gathered)
         with closing(stream):
             source: Source = stream
             if isinstance(runs, EncodedRuns):
-                source = DecodedSource(stream, runs, start, end, Desk())
+                source = DecodedSource(stream, runs, start, end, DecodingBuffers())
             source.read_into(data)
         return data
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from gradshard_core.formats.masked import framed
+from gradshard_core.formats.masked_updates import framed
 from gradshard_core.masking.key_stream import SEED_BYTES
 from gradshard_core.masking.sealing import KEY_BYTES, SealContext
 

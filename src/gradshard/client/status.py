@@ -15,7 +15,7 @@ from gradshard_core.formats.keys import (
     is_client,
     parse_update_key,
 )
-from gradshard_core.formats.pieces import StoredList, is_in_pieces
+from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.records.manifest import parse_manifest
 from gradshard_core.records.stored_lists import read_expected, read_piece, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads

@@ -1,4 +1,4 @@
-"""What is checked before an update is sent to a round, and whether sending it changes anything."""
+"""Checks before an update is sent: whether the round takes it, and whether it changes anything."""
 
 from typing import Any, Final
 
@@ -8,7 +8,7 @@ from gradshard.client.uploads import checksum_of
 from gradshard_core.errors import RoundStateError, UpdateError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.model_registry import layout_of, read_version
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 

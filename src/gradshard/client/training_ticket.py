@@ -132,7 +132,7 @@ def issue_training_ticket(
     store.put_json(keys.notice(client), Notice(client).to_json(), replaces=None)
     urls = NoticeUrls(
         store.presign_read(keys.notice(client), expires),
-        store.presign_empty(keys.knock(client), expires),
+        store.presign_empty(keys.renewal(client), expires),
     )
     expires_at = datetime.now(UTC) + timedelta(seconds=expires)
     return TrainingTicket(keys.name, client, expires_at, (urls,))

@@ -19,8 +19,8 @@ from gradshard.client.tensors import pack
 from gradshard.utils.atomic_file import kind_of
 from gradshard_core.aggregation.arithmetic import first_nonfinite
 from gradshard_core.errors import UpdateError
+from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import parse_update
 from gradshard_core.formats.headers import (
     MAX_HEADER_BYTES,
     SAMPLES_KEY,
@@ -222,7 +222,7 @@ def layout_record(layout: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     ----------
     layout
         The path of a .safetensors file, tensors by name, or dtypes and shapes by name, which are
-        left to :func:`gradshard_core.planning.spec_parsing.parse_spec`.
+        left to :func:`gradshard_core.planning.round_spec_parsing.parse_spec`.
 
     Raises
     ------

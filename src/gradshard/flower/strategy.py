@@ -26,7 +26,7 @@ from gradshard.flower.records import read_arrays, view
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.masked import roster_digest
+from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.planning import limits
 from gradshard_core.planning.masking import (
     LEAST_MASKED,
@@ -35,9 +35,9 @@ from gradshard_core.planning.masking import (
     check_unused,
     parse_masking,
 )
-from gradshard_core.planning.spec_parsing import default_quorum
+from gradshard_core.planning.round_spec_parsing import default_quorum
 from gradshard_core.records import model_registry
-from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
 
 ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
 

@@ -59,7 +59,7 @@ def metric_names(facts: Facts) -> list[tuple[str, bool]]:
 def participation(
     records: Sequence[Mapping[str, Any]],
     silent: Mapping[str, int],
-    dismissed: Mapping[str, int] | None,
+    rejections: Mapping[str, int] | None,
 ) -> list[dict[str, Any]]:
     """Count, for each client, the rounds to which it was invited, and what it did in them.
 
@@ -72,7 +72,7 @@ def participation(
         The records of the rounds.
     silent
         The number of invitations in a row that clients have missed.
-    dismissed
+    rejections
         The number of updates of clients that a buffered training has rejected, in rounds or
         because they were too old, say; None in other trainings.
     """
@@ -90,13 +90,13 @@ def participation(
             averaged = []
         counted.update(averaged)
         (rejected if record["clients"] else in_buffers).update(bad)
-        if dismissed is None:
+        if rejections is None:
             invited.update(record["clients"])
         else:
             invited.update([*averaged, *(bad if record["clients"] else ())])
         last |= dict.fromkeys(averaged, record["number"])
     # The bucket deletes rejections after a time, so that only the records may have them.
-    buffered = in_buffers | Counter(dismissed or {})
+    buffered = in_buffers | Counter(rejections or {})
     invited, rejected = invited + buffered, rejected + buffered
     return [
         {

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from gradshard_core.aggregation import decoding
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
-from gradshard_core.formats import encoded
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
+from gradshard_core.formats import compressed_updates
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.encoded import EncodedRuns, parse_update
+from gradshard_core.formats.compressed_updates import EncodedRuns, parse_update
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.s3.streams import GatheringStream
+from gradshard_core.s3.streams import ReorderedStream
 from tests import compressed
 from tests.compressed import random_entries, random_units, rows_of
 from tests.reference import NAMES, Array
-from tests.unit.aggregation.test_gathering import Opener
+from tests.unit.aggregation.test_reordered_reads import Opener
 
 SHAPES = [(33,), (0, 3), (), (5, 64), (31, 1), (2000,), (32,), (1,), (64,), (129,)]
 
@@ -68,7 +68,7 @@ def test_any_range_in_any_pieces(
 ) -> None:
     monkeypatch.setattr(decoding, "STEP_UNITS", step_units)
     if step_units == 2:  # Small units, of two chunks.
-        for module in (topk, encoded, compressed):
+        for module in (topk, compressed_updates, compressed):
             monkeypatch.setattr(module, "UNIT", 64)
         for module in (topk, compressed):
             monkeypatch.setattr(module, "CHUNK", 32)
@@ -85,10 +85,10 @@ def test_any_range_in_any_pieces(
             pieces = list(cuts(rng, layout, start, stop))
             ends = np.cumsum([start, *pieces]).tolist()
             blocks = list(itertools.pairwise(ends)) if seed % 2 else [(start, stop)]
-            desk = memoryview(bytearray(2 * 256 * 1024))
+            memory = memoryview(bytearray(2 * 256 * 1024))
             opener, source = Opener(blob), ObjectVersion("k", "", "", len(blob))
-            stored = GatheringStream(opener, source, runs.read_from(start), blocks, desk)
-            decoded = DecodedSource(stored, runs, start, stop, Desk())
+            stored = ReorderedStream(opener, source, runs.read_from(start), blocks, memory)
+            decoded = DecodedSource(stored, runs, start, stop, DecodingBuffers())
             data = bytearray(stop - start)
             position = 0
             for piece in pieces:

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from gradshard_core.aggregation import noise
 from gradshard_core.aggregation.gram import ExactSum, Measuring
-from gradshard_core.aggregation.gram_rules import Decision
 from gradshard_core.aggregation.kernel import Zone, aggregate
 from gradshard_core.aggregation.privacy import (
     FINENESS,
@@ -19,6 +18,7 @@ from gradshard_core.aggregation.privacy import (
     PrivateSum,
     parse_privacy,
 )
+from gradshard_core.aggregation.robust_by_weight import Decision
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span
 from gradshard_core.planning.option_parsers import MAX_CLIENTS

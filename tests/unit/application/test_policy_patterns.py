@@ -9,6 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,7 +70,7 @@ def training_keys(name: str) -> Iterator[str]:
     keys = TrainingKeys(name)
     yield from (keys.spec, keys.state)
     for client in CLIENTS:
-        yield from (keys.member(client), keys.notice(client), keys.knock(client))
+        yield from (keys.member(client), keys.notice(client), keys.renewal(client))
     yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))
 
 
@@ -78,11 +79,13 @@ KEYS += [key for name in HOSTILE for key in model_keys(name)]
 KEYS += [key for name in ROUNDS for key in training_keys(name)]
 
 
+@cache
 def matched(pattern: str) -> set[str]:
     regex = re.compile(fnmatch.translate(pattern))
     return {key for key in KEYS if regex.match(key)}
 
 
+@cache
 def meant(pattern: str) -> set[str]:
     """What a pattern matches if its first ``*`` stands for one id."""
     folder, star, rest = pattern.partition("/*/")

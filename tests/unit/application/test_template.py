@@ -20,9 +20,9 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.limits import MAX_STACK_NAME
-from gradshard_core.planning.spec import MAX_TIMEOUT
+from gradshard_core.planning.round_spec import MAX_TIMEOUT
 from gradshard_core.rounds import aws_callbacks
-from tests.second.deployed import function_variables
+from tests.localstack.deployed import function_variables
 
 ROOT = Path(__file__).parents[3]
 
@@ -187,7 +187,7 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/state.json": "how far it is",
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
     "${Bucket.Arn}/trainings/*/notices/*": "what holders of tickets read",
-    "${Bucket.Arn}/trainings/*/knocks/*": "what they write, to have it renewed",
+    "${Bucket.Arn}/trainings/*/renewals/*": "what they write, to have it renewed",
     "${Bucket.Arn}/trainings/*/members/*": "who has joined",
 }
 
@@ -442,7 +442,7 @@ TOLD = {
         KEYS.masks,
         KEYS.refusal,
     ],
-    "TrainingTopic": [TrainingKeys("t").state, TrainingKeys("t").knock("client-1")],
+    "TrainingTopic": [TrainingKeys("t").state, TrainingKeys("t").renewal("client-1")],
 }
 
 

@@ -13,7 +13,7 @@ from gradshard.cli import options as cli_options
 from gradshard.client import federation, ticket_issuer
 from gradshard.client.stack import Stack
 from gradshard.deployment import local_engine
-from gradshard_core.planning.spec import OPTIONS
+from gradshard_core.planning.round_spec import OPTIONS
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStack, MemoryStore
 

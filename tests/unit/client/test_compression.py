@@ -19,6 +19,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.units import MIB
 from tests import compressed, reference
+from tests.blas import blas_threads
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 HALF_STEP = {"int8": 0.5 / 127, "int4": 0.5 / 7, "fp8": 16 / 448}
@@ -134,7 +135,8 @@ def test_scales_that_overflow_are_decoded_without_a_warning(tmp_path: Path) -> N
 def test_squares_are_added_up_by_one_thread() -> None:
     elements = np.random.default_rng(2).standard_normal(2**22, np.float32)
     expected = float(np.add.reduce(np.square(elements, dtype=np.float64)))
-    for _ in range(2):  # the threads of BLAS may still be starting at first
+    with blas_threads(2):
+        time.sleep(0.3)  # until they have stopped looking for something to do
         others, mine = time.process_time() - time.thread_time(), time.thread_time()
         assert sum_of_squares(elements) == pytest.approx(expected, rel=1e-13)
         mine = time.thread_time() - mine

@@ -44,9 +44,9 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Rejection,
 )
-from gradshard_core.planning.spec_parsing import parse_spec
-from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import read_expected
+from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -141,7 +141,7 @@ class TestOpening:
                         f"é{number}": {"dtype": "F32", "shape": [2]} for number in range(7000)
                     },
                 },
-                r"layout takes \d+: shorten the tensors' names, or apply the round to a model",
+                r"layout takes \d+: shorten the tensors' names, or give a server_optimizer",
             ),
         ],
     )
@@ -469,7 +469,7 @@ class TestFetching:
         with pytest.raises(DigestError):
             finished.fetch()
 
-    def test_too_early(self, round_: Round) -> None:
+    def test_fetch_before_the_end_is_rejected(self, round_: Round) -> None:
         with pytest.raises(RoundStateError, match="has not ended"):
             round_.fetch()
 

@@ -19,8 +19,8 @@ from gradshard_core.masking import sealing
 from gradshard_core.masking.sealing import SealContext
 from gradshard_core.planning import transfers
 from gradshard_core.planning.masking import Agreement, encoding_of
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 PRIVATE = sealing.new_key()

@@ -4,7 +4,7 @@ import hmac
 from dataclasses import replace
 
 from gradshard.client.seed_derivation import derive
-from gradshard_core.formats.masked import framed
+from gradshard_core.formats.masked_updates import framed
 from gradshard_core.masking.sealing import SealContext
 
 CONTEXT = SealContext("r1", "a", "0" * 64, 2, "F32 32 bits")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.aggregation.fixed_point import FixedPoint
-from gradshard_core.formats.masked import roster_digest
+from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.masking import sealing
 from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.masking.sealing import SealContext

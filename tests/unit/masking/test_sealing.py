@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from gradshard_core.formats.masked import roster_digest
+from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.masking import sealing
 from gradshard_core.masking.sealing import SealContext, SealError, seal, unseal
 
@@ -128,7 +128,7 @@ def test_fields_do_not_run_into_each_other() -> None:
 
 @pytest.mark.parametrize("key", [b"", bytes(31), bytes(32), bytes(33)])
 def test_what_is_no_public_key_is_rejected(key: bytes) -> None:
-    with pytest.raises(SealError, match="the keeper's public key is none"):
+    with pytest.raises(SealError, match="the keeper's public key is not valid"):
         seal(os.urandom(32), key, CONTEXT, os.urandom(32))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -115,7 +116,7 @@ EVENTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"training": "t1", "run": 1, "error": "E", "cause": "c"},
         {"status": "paused"},
     ),
-    "write_notices": (uploaded("trainings/t1/knocks/a.knock"), {"written": 1}),
+    "write_notices": (uploaded("trainings/t1/renewals/a.renewal"), {"written": 1}),
 }
 
 
@@ -310,17 +311,37 @@ def test_log_lines_stay_short_for_any_text_of_clients(said: Said) -> None:
     assert len(said.text) < 64 * 1024
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_function_loads_nothing_but_the_package_and_numpy(name: str) -> None:
-    # Less what this machine loads into every interpreter (a sitecustomize).
-    script = "import runpy, sys; own = {*sys.modules}; runpy.run_path(sys.argv[1]); "
-    script += "print(*{*sys.modules} - own)"
+LOADED = """
+import os, runpy, sys
+own = {*sys.modules}  # what this machine loads into every interpreter (a sitecustomize)
+import numpy  # once, for all that follow
+for path in sys.argv[1:]:
+    if not os.fork():
+        runpy.run_path(path)
+        print(*({*sys.modules} - own), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, path
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, list[str]]:
+    """Return the modules that each function loads, in a process of its own."""
+    paths = [FUNCTIONS / name / "app.py" for name in NAMES]
     done = subprocess.run(
-        [sys.executable, "-c", script, FUNCTIONS / name / "app.py"],
+        [sys.executable, "-c", LOADED, *paths],
+        env=os.environ | ENVIRONMENT,
         capture_output=True,
         text=True,
         check=True,
     )
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    foreign = {name for name in loaded - sys.stdlib_module_names if not name.startswith("_")}
+    return dict(zip(NAMES, map(str.split, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_function_loads_nothing_but_the_package_and_numpy(
+    loaded: dict[str, list[str]], name: str
+) -> None:
+    found = {module.partition(".")[0] for module in loaded[name]}
+    foreign = {module for module in found - sys.stdlib_module_names if not module.startswith("_")}
     assert foreign == {"gradshard_core", "numpy"}

@@ -11,7 +11,7 @@ import pytest
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.waiting import Seen
 from tests.unit.in_memory import OPENED, Machine

@@ -1,7 +1,7 @@
 from gradshard_core.planning import large_rounds, planner
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.spec_parsing import parse_spec
-from gradshard_core.planning.spec_workload import workload_of
+from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.planning.round_workload import workload_of
 
 
 def test_what_bounds_a_large_round_is_said() -> None:

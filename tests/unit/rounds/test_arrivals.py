@@ -10,12 +10,12 @@ import pytest
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import arrivals, aws_callbacks, waiting
 from gradshard_core.rounds.arrivals import Update
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.collect_update import collect_update
-from gradshard_core.rounds.inbox import Address
 from tests import reference
 from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import Machine

@@ -24,11 +24,12 @@ from gradshard_core.errors import (
     UnreadableObjectError,
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.pieces import is_in_pieces
+from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning import large_rounds, pricing
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec_workload import lists_of
+from gradshard_core.planning.pricing import Lists
+from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
@@ -36,9 +37,9 @@ from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.stragglers.assignments import Assignment
 from tests import reference
-from tests.unit.counting import KINDS, Counting, Requests, of_functions
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine, Told
+from tests.unit.request_counts import KINDS, Counting, Requests, of_functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -47,7 +48,7 @@ PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradshard_core.formats.pieces.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.rounds.first_plan.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
@@ -207,7 +208,7 @@ def test_a_client_whose_frozen_version_is_gone_is_rejected(machine: Machine) -> 
 def test_updates_whose_headers_planning_reads_itself_keep_their_place(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.rounds.survey.LARGE_HEADER", 1000)
+    monkeypatch.setattr("gradshard_core.rounds.header_survey.LARGE_HEADER", 1000)
     updates = dict(enumerate(updates_of(60)))
     machine.open(clients=60)
     for number, update in updates.items():
@@ -578,20 +579,44 @@ def requests_of(
     return of_functions(counting.counts)
 
 
+SIZES = (30, 120, 480)
+Largest = tuple[Requests, Plan, Lists]
+"""The requests of a round of the largest size, its plan, and the objects that it has besides."""
+
+
+@pytest.fixture(scope="module")
+def done() -> dict[str, Largest]:
+    """The rounds of the largest size that have been run, by their kind."""
+    return {}
+
+
+@pytest.fixture
+def largest(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str, done: dict[str, Largest]
+) -> Largest:
+    if kind not in done:
+        requests = requests_of(machine, monkeypatch, SIZES[-1], kind)
+        plan = read_plan(machine.store, machine.keys)
+        assert plan is not None
+        done[kind] = requests, plan, lists_of(machine.spec())
+    return done[kind]
+
+
 @pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)
 def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str, largest: Largest
 ) -> None:
-    sizes = (30, 120, 480)
-    found = {clients: requests_of(machine, monkeypatch, clients, kind) for clients in sizes}
-    largest = found[sizes[-1]]
-    assert {function for function, _ in largest} > {"collect_update", "aggregate_shard", "machine"}
+    *smaller_sizes, most = SIZES
+    found = {size: requests_of(machine, monkeypatch, size, kind) for size in smaller_sizes}
+    found[most] = asked_most = largest[0]
+    functions = {function for function, _ in asked_most}
+    assert functions > {"collect_update", "aggregate_shard", "machine"}
     constant = 80 if kind == "named" else 20  # arrivals look for some others at random
     deadline = {"schedule_deadline", "cancel_deadline"}
     told = {"SendTaskSuccess", "PutEvents", *deadline}
-    assert {kind for _, kind in largest} >= {*KINDS, *told, "children"}
-    for asked in largest:
-        for smaller, larger in itertools.pairwise(sizes):
+    assert {kind for _, kind in asked_most} >= {*KINDS, *told, "children"}
+    for asked in asked_most:
+        for smaller, larger in itertools.pairwise(SIZES):
             before, then = found[smaller][asked], found[larger][asked]
             # A constant: another level of the grid, and the survey of those too many to read.
             assert then <= larger / smaller * before + constant, (
@@ -605,14 +630,12 @@ def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
 
 @pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)
 def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
+    kind: str, largest: Largest
 ) -> None:
-    clients = 480
-    found = requests_of(machine, monkeypatch, clients, kind)
-    plan = read_plan(machine.store, machine.keys)
-    assert plan is not None
+    found, plan, lists = largest
+    clients = SIZES[-1]
     tasks = [len(level.groups) for level in plan.levels]
-    lists, before = lists_of(machine.spec()), [large_rounds.pieces(clients)]
+    before = [large_rounds.pieces(clients)]
     if plan.computation.measured is not None:
         before.append(tasks[0])
     counted = pricing.around(tasks, clients, before=before, lists=lists)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.encoded import encode_layout
+from gradshard_core.formats.compressed_updates import encode_layout
 from gradshard_core.formats.layout import Layout
 from gradshard_core.rounds import layout_vote
 from gradshard_core.rounds.layout_vote import difference

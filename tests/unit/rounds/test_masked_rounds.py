@@ -3,6 +3,7 @@
 import itertools
 import re
 import time
+from functools import cache
 from typing import Any, cast
 
 import ml_dtypes
@@ -14,7 +15,7 @@ from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.errors import KeeperError, SpecError, UpdateError
 from gradshard_core.planning.masking import Agreement, MaskingTerms
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
@@ -22,7 +23,7 @@ from tests import masked, reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import OPENED, Machine
-from tests.unit.keeping import Fate, Keeper, KilledError, MaskedRound, Mortal
+from tests.unit.keeper_in_memory import Fate, Keeper, KilledError, MaskedRound, Mortal
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -101,13 +102,28 @@ def test_a_thousand_clients(machine: Machine, keeper: Keeper) -> None:
     check(round_, updates, samples, lost)
 
 
+@cache
+def long_updates() -> dict[str, dict[str, Array]]:
+    """Return updates whose masks fill three parts of an upload."""
+    rng = np.random.default_rng(1)
+    return {name: {"w": rng.normal(0, 1, 4_100_000).astype("f4")} for name in "abc"}
+
+
+@cache
+def long_average(step: float) -> bytes:
+    """Average the long updates of clients with ten samples each."""
+    sums = sum(
+        10 * np.rint(np.clip(u["w"].astype("f8"), -4, 4) / step) for u in long_updates().values()
+    )
+    return bytes((sums * step / 30).astype("f4").tobytes())
+
+
 @pytest.mark.parametrize("shards", [1, 2, 3])
 def test_every_number_of_shards_gives_the_same_bits(
     machine: Machine, keeper: Keeper, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gradshard_core.keeper.records.TASK_BYTES", 2**23)
-    rng = np.random.default_rng(1)
-    updates = {name: {"w": rng.normal(0, 1, 4_100_000).astype("f4")} for name in "abc"}
+    updates = long_updates()
     round_ = MaskedRound(machine, keeper)
     keeper.enrol([*updates])
     round_.open([*updates], updates["a"], shards=shards)
@@ -122,11 +138,7 @@ def test_every_number_of_shards_gives_the_same_bits(
     keeper.answer(machine.name)
     manifest = round_.finish()
     assert manifest["shards"] == shards
-    sums = sum(
-        10 * np.rint(np.clip(u["w"].astype("f8"), -4, 4) / fixed.step) for u in updates.values()
-    )
-    expected = (sums * fixed.step / 30).astype("f4")
-    assert np.asarray(round_.result()["w"]).tobytes() == expected.tobytes()
+    assert np.asarray(round_.result()["w"]).tobytes() == long_average(fixed.step)
 
 
 def library_content(
@@ -449,7 +461,7 @@ def test_a_refusal_without_clients_fails_the_round_with_its_reason(
     monkeypatch.setenv("GRADSHARD_LEAST_CLIENTS", "4")
     asking(machine, keeper)
     keeper.answer(machine.name)
-    with pytest.raises(KeeperError, match=r"refused: 3 masks were to be summed, and .* are 4"):
+    with pytest.raises(KeeperError, match=r"refused: 3 masks are to be summed, fewer than .* 4"):
         machine.plan(OPENED)
 
 

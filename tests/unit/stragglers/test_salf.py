@@ -19,20 +19,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.stragglers.layers import Coverage, Layer
-from gradshard_core.stragglers.participation import (
+from gradshard_core.stragglers.layer_reach import (
     Client,
     ClientReach,
     GivenMisses,
-    Participation,
     PastRound,
     PoissonDepth,
+    ReachModel,
     UniformDepth,
     estimate_reach,
     expected_shares,
     misses,
-    parse_participation,
+    parse_reach_model,
 )
+from gradshard_core.stragglers.layers import Coverage, Layer
 from gradshard_core.stragglers.salf import PartialRule, effective_weights, parse_rule
 
 LAYERS = tuple(Layer(name, (f"{name}.w",)) for name in ("first", "second", "third", "last"))
@@ -174,15 +174,20 @@ def test_expected_shares_are_those_of_exact_arithmetic(users: int) -> None:
 def shares_of_fractions(reached: Sequence[Fraction]) -> list[Fraction]:
     """The same from the distribution of how many others are there, without rounding."""
     shares = []
-    for index, mine in enumerate(reached):
-        chances = [Fraction(1)]
-        for q in (*reached[:index], *reached[index + 1 :]):
-            padded = [*chances, Fraction(0)]
+    # Numerators over one denominator, which is raised to the number of clients.
+    whole = math.lcm(*(q.denominator for q in reached))
+    parts = [q.numerator * (whole // q.denominator) for q in reached]
+    for index, mine in enumerate(parts):
+        chances = [1]
+        for part in (*parts[:index], *parts[index + 1 :]):
+            padded = [*chances, 0]
             chances = [
-                here * (1 - q) + before * q
-                for here, before in zip(padded, [Fraction(0), *chances], strict=True)
+                here * (whole - part) + before * part
+                for here, before in zip(padded, [0, *chances], strict=True)
             ]
-        shares.append(mine * sum(chance / k for k, chance in enumerate(chances, 1)))
+        some = math.lcm(*range(1, len(chances) + 1))
+        total = sum(chance * (some // k) for k, chance in enumerate(chances, 1))
+        shares.append(Fraction(mine * total, some * whole ** len(parts)))
     return shares
 
 
@@ -253,9 +258,9 @@ def test_weights_of_thousands_of_clients_take_no_square_of_their_number() -> Non
 
 def test_balanced_salf_is_the_plain_one_where_clients_are_alike() -> None:
     coverage = {"a": depth(2), "b": depth(4), "c": depth(1)}
-    for participation in (UniformDepth(), PoissonDepth(2.5), GivenMisses(0.3)):
+    for reach_model in (UniformDepth(), PoissonDepth(2.5), GivenMisses(0.3)):
         plain, balanced = (
-            weights(PartialRule("salf", participation, balanced=flag), coverage)
+            weights(PartialRule("salf", reach_model, balanced=flag), coverage)
             for flag in (False, True)
         )
         for layer in LAYERS:
@@ -362,12 +367,12 @@ def test_balanced_salf_is_unbiased_for_clients_unequal_in_samples() -> None:
     total = sum(SAMPLES.values())
     full = sum(n * value for n, value in zip(SAMPLES.values(), VALUES, strict=True)) / total
     rng = np.random.default_rng(5)
-    for participation, depths in (
+    for reach_model, depths in (
         (UniformDepth(), uniform_depths(rng)),
         (GEOMETRIC, geometric_depths(rng)),
     ):
         balanced, plain = (
-            simulate(PartialRule("salf", participation, True, flag), depths, SAMPLES)
+            simulate(PartialRule("salf", reach_model, True, flag), depths, SAMPLES)
             for flag in (True, False)
         )
 
@@ -483,11 +488,11 @@ def test_estimates_approach_the_truth() -> None:
 )
 def test_a_p_that_makes_no_sense_is_rejected_with_its_number(stated: Any, text: str) -> None:
     with pytest.raises(SpecError, match=text):
-        parse_participation(stated)
+        parse_reach_model(stated)
 
 
 @pytest.mark.parametrize(
-    ("participation", "text"),
+    ("reach_model", "text"),
     [
         (GivenMisses({"first": 0.5}), "p is missing for layer 'second'"),
         (GivenMisses({"fc": 0.5}), "there is no layer 'fc'; there are first, second, third, last"),
@@ -500,10 +505,10 @@ def test_a_p_that_makes_no_sense_is_rejected_with_its_number(stated: Any, text: 
     ],
 )
 def test_a_p_that_does_not_fit_the_round_is_rejected(
-    participation: GivenMisses | Participation, text: str
+    reach_model: GivenMisses | ReachModel, text: str
 ) -> None:
     with pytest.raises(SpecError, match=text):
-        misses(participation, CLIENTS, LAYERS)
+        misses(reach_model, CLIENTS, LAYERS)
 
 
 @pytest.mark.parametrize("least", [1e-310, 1e-205])

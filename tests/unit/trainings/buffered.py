@@ -150,7 +150,7 @@ class BufferedMachine(Machine):
         return any(answer.get("resumed") for answer in answers)
 
     def _add_up(self, name: str, invitation: Invitation) -> None:
-        wire: Any = MemoryWire(self.store)
+        s3: Any = MemoryWire(self.store)
         attempt = 0
         while True:
             event = {"round": name, "entered_at": self.now.isoformat(), "attempt": attempt}
@@ -159,7 +159,7 @@ class BufferedMachine(Machine):
             for level in levels_of(planned):
                 for batch in self.store.get_json(level["key"]):
                     for task in batch["tasks"]:
-                        aggregate_shard(wire, name, attempt=attempt, task=Task(**task["task"]))
+                        aggregate_shard(s3, name, attempt=attempt, task=Task(**task["task"]))
             ended = self._function("FinalizeRoundFunction", {"round": name})
             if ended["status"] == "completed":
                 return

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
-from gradshard.client.follow_up import FollowUp
 from gradshard.client.model import Model
+from gradshard.client.rejection_watch import RejectionWatch
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
 from gradshard_core.errors import GradshardError
@@ -344,14 +344,14 @@ class Machine:
             return done
 
         member = Member(self.stack, self.training, client)
-        worker = participation._Worker(member, FollowUp(member), work, work, None, None)
+        worker = participation._Worker(member, RejectionWatch(member), work, work, None, None)
         try:
             assert worker.answer(invitation)
         except SilentError:
             return
 
     def _aggregate(self, name: str) -> None:
-        wire: Any = MemoryWire(self.store)
+        s3: Any = MemoryWire(self.store)
         outcome: dict[str, Any] = {"status": "replan", "reason": "complete", "attempt": 0}
         while outcome["status"] == "replan":
             attempt = outcome["attempt"]
@@ -360,7 +360,7 @@ class Machine:
             for level in levels_of(planned):
                 for batch in self.store.get_json(level["key"]):
                     for task in batch["tasks"]:
-                        aggregate_shard(wire, name, attempt=attempt, task=Task(**task["task"]))
+                        aggregate_shard(s3, name, attempt=attempt, task=Task(**task["task"]))
             outcome = finalize_round(self.store, name)
         assert outcome["status"] == "completed"
 

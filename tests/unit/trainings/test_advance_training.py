@@ -15,12 +15,12 @@ from gradshard.client import participation
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.formats.metrics import MAX_KEPT
-from gradshard_core.formats.pieces import StoredList
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec_parsing import parse_new_spec
-from gradshard_core.records.round_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.records.stored_lists import read_expected
+from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.trainings import advance_training as advancing
@@ -28,6 +28,7 @@ from gradshard_core.trainings import round_outcome
 from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.start_training import start_training
 from tests import reference
+from tests.unit.trainings.deaths import watch_deaths
 from tests.unit.trainings.machine import AGGREGATOR, NAME, Machine, TaskError, training_of
 
 CLIENTS = ["ann", "bo", "cy"]
@@ -75,44 +76,26 @@ def test_evaluations_send_metrics_and_no_tensors_of_the_model(machine: Machine) 
     assert record["base_version"] == 2
 
 
-@pytest.mark.parametrize("side", ["before", "after"])
-@pytest.mark.parametrize(
-    "function", ["StartTrainingFunction", "AdvanceTrainingFunction", "AbortRoundFunction"]
-)
-def test_a_function_that_dies_at_any_request_changes_no_bit(
-    new_machine: Callable[[], Machine], function: str, side: str
+def test_a_function_that_dies_at_any_request_leaves_what_it_would_have_left(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each call dies once at each of its requests in turn, before and after it took effect."""
-    options: dict[str, Any] = {"rounds": 3, "clients": CLIENTS, "evaluate_every": 2}
 
-    def lose_one(machine: Machine) -> Machine:
+    def lose(invitation: Invitation) -> None:
         """Have the second round's execution end without a manifest, once."""
+        if invitation.round_id == "t-00002":
+            raise TaskError("States.TaskFailed", "stopped by hand")
 
-        def look(invitation: Invitation) -> None:
-            if invitation.round_id == "t-00002":
-                raise TaskError("States.TaskFailed", "stopped by hand")
-
-        machine.before_round = look
-        return machine
-
-    undisturbed = lose_one(new_machine())
-    state = undisturbed.start(**options)
-    assert state.completed == 3
-    most = max(requests for name, requests in undisturbed.calls if name == function)
-    for number in range(most):
-        machine = lose_one(new_machine())
-        death = number if side == "before" else -number - 1
-        machine.kill = {function: [deaths for _ in range(20) for deaths in ({death}, set[int]())]}
-        after = machine.start(**options)
-        assert (after.status, after.completed) == ("ended", 3), number
-        assert bits(machine) == bits(undisturbed), number
-        assert rounds_of(machine) == rounds_of(undisturbed), number
-        # By seconds that are measured, but each round once.
-        assert after.dollars == pytest.approx(state.dollars, rel=0.05), number
-
-
-def rounds_of(machine: Machine) -> list[Any]:
-    return [(r["round_id"], r["clients"], r["metrics"]) for r in machine.training.records()]
+    machine.before_round = lose
+    others = watch_deaths(machine, monkeypatch)
+    state = machine.start(rounds=3, clients=CLIENTS, evaluate_every=2)
+    assert (state.status, state.completed) == ("ended", 3)
+    assert {name for name, _ in machine.calls} == {
+        "StartTrainingFunction",
+        "AdvanceTrainingFunction",
+        "AbortRoundFunction",
+    }
+    assert others == {}
 
 
 def test_a_step_that_is_asked_for_twice_at_once_is_taken_once(machine: Machine) -> None:

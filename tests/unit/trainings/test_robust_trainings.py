@@ -51,10 +51,10 @@ def test_a_client_that_the_rule_left_out_has_missed_nothing(machine: Machine) ->
 def test_a_client_that_the_rule_left_out_of_a_round_that_fails_has_answered(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(wire: TaskS3Client, name: str, *, attempt: int, task: Task) -> dict[str, Any]:
+    def fail(s3: TaskS3Client, name: str, *, attempt: int, task: Task) -> dict[str, Any]:
         if attempt == 1:
             raise PlanError("the second pass fails")
-        return aggregate_shard(wire, name, attempt=attempt, task=task)
+        return aggregate_shard(s3, name, attempt=attempt, task=task)
 
     monkeypatch.setattr("tests.unit.trainings.machine.aggregate_shard", fail)
     of_round = {"rule": {"name": "krum", "f": 2}, "server_optimizer": DELTAS}

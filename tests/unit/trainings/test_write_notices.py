@@ -116,19 +116,19 @@ def test_the_holder_of_a_ticket_gets_its_own_assignment(machine: Machine) -> Non
         assert state.invitation.settings["lr"] == 0.1
 
 
-def test_whoever_knocks_gets_the_state_though_it_is_not_invited(world: World) -> None:
+def test_whoever_asks_for_renewal_gets_the_state_though_it_is_not_invited(world: World) -> None:
     world.show("ann", "cy")
-    assert world.write(world.keys.knock("bo")) == {"training": "t", "written": 1}
+    assert world.write(world.keys.renewal("bo")) == {"training": "t", "written": 1}
     notice = world.notice("bo")
     assert notice.state is not None
     assert (notice.state.status, notice.state.invitation, notice.ticket) == ("running", None, None)
-    assert world.write(world.keys.knock("cy"))["written"] == 0, "it has no ticket"
+    assert world.write(world.keys.renewal("cy"))["written"] == 0, "it has no ticket"
 
 
 def test_the_end_and_its_cause_are_told_to_all_and_that_of_a_pause_to_nobody(world: World) -> None:
     world.show(status="paused", cause="round failed: cy sent NaN")
     assert world.write()["written"] == 0
-    world.write(world.keys.knock("ann"))
+    world.write(world.keys.renewal("ann"))
     told = world.notice("ann").state
     assert told is not None
     assert (told.status, told.cause) == ("paused", None)
@@ -149,7 +149,7 @@ def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None
     length, end = min((int(length), end) for length, end in ends.items())
     asked = [
         ("GET", notice.urls.notice, world.keys.notice("ann"), {}),
-        ("PUT", notice.urls.knock, world.keys.knock("ann"), {"Content-Length": "0"}),
+        ("PUT", notice.urls.renewal, world.keys.renewal("ann"), {"Content-Length": "0"}),
         ("HEAD", ticket["uploaded_url"], keys.update("ann"), {}),
         ("GET", ticket["rejection_url"], keys.rejection("ann"), {}),
         ("HEAD", ticket["ended_url"], keys.manifest, {}),
@@ -235,6 +235,10 @@ def test_a_revoked_notice_is_not_written_again_and_others_keys_are_ignored(world
     world.store.delete(world.keys.notice("ann"))
     assert world.write()["written"] == 1
     assert world.keys.notice("ann") not in world.store.objects
-    for key in ("rounds/r/state.json", "trainings/t/knocks/a b.knock", "trainings/t.u/state.json"):
+    for key in (
+        "rounds/r/state.json",
+        "trainings/t/renewals/a b.renewal",
+        "trainings/t.u/state.json",
+    ):
         assert world.write(key) == {"training": None, "written": 0}
     assert world.write("trainings/unknown/state.json")["written"] == 0

@@ -13,8 +13,8 @@ from gradshard_core.aggregation.arithmetic import Array, finish
 from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import TopK
+from gradshard_core.formats.compressed_updates import ENCODABLE, EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.encoded import ENCODABLE, EncodedRuns
 from gradshard_core.formats.layout import Run
 
 STEP_UNITS: Final = 2048
@@ -35,7 +35,7 @@ class Source(Protocol):
         """Fill ``buffer`` with the next bytes; raise if there are not as many."""
 
 
-class Desk:
+class DecodingBuffers:
     """The buffers in which inputs are decoded, one after another; pages not touched take none."""
 
     def __init__(self) -> None:
@@ -56,12 +56,14 @@ class DecodedSource:
         The places of the layout's bytes in the update.
     start, end
         The range of the layout that is read.
-    desk
+    buffers
         Buffers, which other inputs may share.
     """
 
-    def __init__(self, source: Source, runs: EncodedRuns, start: int, end: int, desk: Desk) -> None:
-        self._source, self._desk = source, desk
+    def __init__(
+        self, source: Source, runs: EncodedRuns, start: int, end: int, buffers: DecodingBuffers
+    ) -> None:
+        self._source, self._buffers = source, buffers
         self._codec = CODECS[runs.codec]
         self._pieces = runs.clip(start, end)
         self._read: Source = source
@@ -84,7 +86,7 @@ class DecodedSource:
             return self._source
         first = (low - run.start) // run.size
         if isinstance(self._codec, BlockCodec):
-            return _BlockReader(self._source, self._codec, run, first, self._desk)
+            return _BlockReader(self._source, self._codec, run, first, self._buffers)
         return _SparseReader(self._source, self._codec, run, first)
 
 
@@ -94,8 +96,10 @@ class _BlockReader:
     The first unit that is read is the one with that element.
     """
 
-    def __init__(self, source: Source, codec: BlockCodec, run: Run, first: int, desk: Desk) -> None:
-        self._source, self._codec, self._desk = source, codec, desk
+    def __init__(
+        self, source: Source, codec: BlockCodec, run: Run, first: int, buffers: DecodingBuffers
+    ) -> None:
+        self._source, self._codec, self._buffers = source, codec, buffers
         self._dtype = _BY_SIZE[run.size]
         self._skipped = first % BLOCK
         self._kept = memoryview(b"")
@@ -129,13 +133,13 @@ class _BlockReader:
         return buffer[count:]
 
     def _read_units(self, units: int) -> memoryview:
-        """Return the elements of the next units, in the memory of the desk."""
-        wide = self._desk.wide[: units * BLOCK]
+        """Return the elements of the next units, in the memory of the buffers."""
+        wide = self._buffers.wide[: units * BLOCK]
         self._decode_units(units, wide)
-        return finish(self._dtype, wide, self._desk.scratch[: len(wide)])
+        return finish(self._dtype, wide, self._buffers.scratch[: len(wide)])
 
     def _decode_units(self, units: int, out: Array) -> None:
-        stored = self._desk.stored[: units * self._codec.unit_bytes]
+        stored = self._buffers.stored[: units * self._codec.unit_bytes]
         self._source.read_into(stored.data)
         self._codec.decode(stored, out)
 

@@ -3,7 +3,7 @@
 All inputs' streams are open at once. For each block, the next bytes of one input after another are
 read into a small buffer and taken into the block's rows. A finished block is written at once. A
 *reduction* says how inputs are combined: :class:`Addition` is the weighted sum; others are in
-:mod:`gradshard_core.aggregation.columns` and :mod:`gradshard_core.aggregation.gram`.
+:mod:`gradshard_core.aggregation.robust_by_element` and :mod:`gradshard_core.aggregation.gram`.
 
 The memory is that of a few blocks and does not depend on the size of shard and update. A sum has
 one row, an accumulator, whatever the number of inputs, and one more for each further level of its
@@ -138,9 +138,9 @@ class Addition:
         The number that the whole sum is divided by in the end.
     allow_nonfinite
         Whether NaN and infinities are written; otherwise they are errors.
-    gathers
+    is_disordered
         Whether some inputs have their tensors in another order
-        (:mod:`gradshard_core.aggregation.gathering`).
+        (:mod:`gradshard_core.aggregation.reordered_reads`).
     """
 
     order: Order = SEQUENTIAL
@@ -148,7 +148,7 @@ class Addition:
     to_sums: bool = False
     divisor: int = 1
     allow_nonfinite: bool = False
-    gathers: bool = False
+    is_disordered: bool = False
     accumulator: ClassVar[None] = None
 
     @property
@@ -162,7 +162,7 @@ class Addition:
 
     def block_bytes(self, inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
-        return block_bytes(inputs, self.depth, gathers=self.gathers)
+        return block_bytes(inputs, self.depth, is_disordered=self.is_disordered)
 
     def take(
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block

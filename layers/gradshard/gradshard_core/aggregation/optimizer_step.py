@@ -14,8 +14,8 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.kernel import Source
+from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.sharding import STEP_ELEMENTS, clip
 from gradshard_core.errors import GradshardError

@@ -46,7 +46,7 @@ class Shard(NamedTuple):
     end: int
 
 
-def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
+def block_bytes(inputs: int, depth: int = 1, *, is_disordered: bool = False) -> int:
     """Return the size of a block: the bytes of each input that are added before the next input's.
 
     Parameters
@@ -56,18 +56,18 @@ def block_bytes(inputs: int, depth: int = 1, *, gathers: bool = False) -> int:
     depth
         The number of accumulators, one for each level of the task's order. Together they take no
         more memory than a single one.
-    gathers
+    is_disordered
         Whether inputs have their tensors in other orders, so that each block needs its own
         requests.
     """
-    if gathers:
-        return gathered_bytes(depth)
+    if is_disordered:
+        return reorder_buffer_bytes(depth)
     unit = 64 * 1024
     size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
     return max(unit, size // unit * unit)
 
 
-def gathered_bytes(depth: int = 1) -> int:
+def reorder_buffer_bytes(depth: int = 1) -> int:
     """Return the size of a block if inputs have their tensors in other orders.
 
     It does not depend on the number of inputs, which are read one after another into one buffer.

@@ -16,7 +16,7 @@ DEFAULT_MODEL: Final = "model"
 UPDATE_SUFFIX: Final = ".safetensors"
 MEMBER_SUFFIX: Final = ".joined"
 NOTICE_SUFFIX: Final = ".notice"
-KNOCK_SUFFIX: Final = ".knock"
+RENEWAL_SUFFIX: Final = ".renewal"
 """Not ``.json``: in policies ``*`` matches slashes, so ``trainings/*/state.json`` would match the
 object of a client called ``state``."""
 
@@ -30,9 +30,9 @@ _UPDATE_KEY: Final = re.compile(
     rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/updates/(?P<client>.+){re.escape(UPDATE_SUFFIX)}",
     re.DOTALL,
 )
-_KNOCK_KEY: Final = re.compile(
+_RENEWAL_KEY: Final = re.compile(
     rf"{TRAININGS}(?P<training>{_TRAINING_ID.pattern})/"
-    rf"(?:state\.json|knocks/(?P<client>{_ID.pattern}){re.escape(KNOCK_SUFFIX)})"
+    rf"(?:state\.json|renewals/(?P<client>{_ID.pattern}){re.escape(RENEWAL_SUFFIX)})"
 )
 
 
@@ -67,8 +67,8 @@ def check_id(kind: str, name: object) -> str:
 
     Ids become parts of S3 keys and schedule names, so they hold only what is plain in both:
     letters, digits, dots, underscores and hyphens, 64 at most. The ids of rounds and trainings are
-    names of executions, too, which may have no dot: Step Functions would not log it. That of a
-    training has 40 at most, since the ids of its rounds begin with it.
+    names of executions, too, which may have no dot: Step Functions would not log it. The id of
+    a training has 40 at most, since the ids of its rounds begin with it.
 
     Raises
     ------
@@ -153,19 +153,19 @@ def parse_update_key(key: str) -> UpdateKey | None:
     return UpdateKey(match["round"], match["client"]) if match else None
 
 
-class KnockKey(NamedTuple):
-    """Training and client of a knock's key; the client is None in the key of a state."""
+class RenewalKey(NamedTuple):
+    """Training and client of a renewal request's key; the client is None in the key of a state."""
 
     training: str
     client: str | None
 
 
-def parse_knock_key(key: str) -> KnockKey | None:
-    """Read training and client from the key of a knock or of a state; None for other keys."""
-    match = _KNOCK_KEY.fullmatch(key)
+def parse_renewal_key(key: str) -> RenewalKey | None:
+    """Read training and client from a key of a renewal request or a state; None for other keys."""
+    match = _RENEWAL_KEY.fullmatch(key)
     if match is None or not (match["client"] is None or is_client(match["client"])):
         return None
-    return KnockKey(match["training"], match["client"])
+    return RenewalKey(match["training"], match["client"])
 
 
 class InboxId(NamedTuple):
@@ -331,9 +331,9 @@ class TrainingKeys:
         """Return the key of what the holder of a client's ticket reads of the training."""
         return f"{self.notices}{check_id('client', client)}{NOTICE_SUFFIX}"
 
-    def knock(self, client: str) -> str:
+    def renewal(self, client: str) -> str:
         """Return the key that a ticket's holder writes, to have its notice renewed."""
-        return f"{self.root}knocks/{check_id('client', client)}{KNOCK_SUFFIX}"
+        return f"{self.root}renewals/{check_id('client', client)}{RENEWAL_SUFFIX}"
 
     def member(self, client: str) -> str:
         """Return the key by whose object a client has joined."""

@@ -45,8 +45,8 @@ class Run(NamedTuple):
     """A contributor's object has bytes [start, end) of the layout at ``offset``.
 
     ``size`` is the size of an element if the run is encoded
-    (:mod:`gradshard_core.formats.encoded`), and 0 if its bytes stand there as they are. An encoded
-    run has ``stored`` bytes in the object.
+    (:mod:`gradshard_core.formats.compressed_updates`), and 0 if its bytes stand there as they are.
+    An encoded run has ``stored`` bytes in the object.
     """
 
     start: int
@@ -106,6 +106,10 @@ class Runs:
             if run.start >= end:
                 return
             yield run, max(run.start, start), min(run.end, end)
+
+    def has(self, position: int) -> bool:
+        """Return whether the object has a byte of the layout."""
+        return any(True for _ in self.clip(position, position + 1))
 
     def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the byte ranges of the object that hold the layout's [start, end)."""

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, is_client
-from gradshard_core.formats.masked import PROTOCOL, roster_digest
+from gradshard_core.formats.masked_updates import PROTOCOL, roster_digest
 from gradshard_core.keeper.records import (
     KeeperKeys,
     Stream,
@@ -42,10 +43,15 @@ def context_of(request: Request, client: str) -> SealContext:
     return SealContext(
         request.round_id,
         client,
-        roster_digest(request.clients),
+        _digest_of_roster(request.clients),
         request.min_clients,
         request.encoding,
     )
+
+
+@lru_cache(maxsize=4)  # each seed was sealed with it
+def _digest_of_roster(clients: tuple[str, ...]) -> str:
+    return roster_digest(clients)
 
 
 def check_request(
@@ -160,7 +166,7 @@ def _check_terms(request: Request, least_clients: int) -> Stream:
     least = max(least_clients, request.min_clients)
     if len(names) < least:
         raise RefusedError(
-            f"{len(names)} masks were to be summed, and the fewest are {least} "
+            f"{len(names)} masks are to be summed, fewer than the least {least} "
             f"(min_clients is {request.min_clients}, the keeper's own minimum {least_clients})"
         )
     if not all(map(is_client, request.clients)):
@@ -191,7 +197,7 @@ def _check_seeds(store: S3Store, request: Request) -> dict[str, str]:
         if owners.setdefault(digest, client) != client:
             bad[client] = f"its seed is that of {owners[digest]}, too"
     if bad:
-        raise RefusedError(f"{len(bad)} seeds are of no use", bad)
+        raise RefusedError(f"{len(bad)} seeds cannot be used", bad)
     return digests
 
 
@@ -228,4 +234,4 @@ def _claim(store: S3Store, round_id: str, digests: Mapping[str, str]) -> None:
         if not is_ours
     }
     if bad:
-        raise RefusedError(f"{len(bad)} seeds are of no use", bad)
+        raise RefusedError(f"{len(bad)} seeds cannot be used", bad)

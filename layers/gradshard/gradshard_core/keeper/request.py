@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
-from gradshard_core.formats.masked import PROTOCOL
+from gradshard_core.formats.masked_updates import PROTOCOL
 
 REQUESTS: Final = "requests/"
 
@@ -89,7 +89,7 @@ class Refusal(NamedTuple):
     reason
         The reason of the refusal.
     bad
-        The clients whose seeds are of no use, each with the reason. Without them, the request may
+        The clients whose seeds cannot be used, each with the reason. Without them, the request may
         be answered.
     """
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from gradshard_core.formats.keys import parse_knock_key, parse_update_key
+from gradshard_core.formats.keys import parse_renewal_key, parse_update_key
 from gradshard_core.formats.notifications import is_notification, parse_notifications
 from gradshard_core.observability.memory import peak_memory_mb
 
@@ -79,8 +79,8 @@ def subject(event: Event) -> dict[str, Any]:
         # Ids are checked later: whoever may write to the bucket chooses the key.
         if update := parse_update_key(key):
             return _cut({"round": update.round_id, "contributor": update.client})
-        if knock := parse_knock_key(key):
-            return _cut({"training": knock.training, "contributor": knock.client})
+        if renewal := parse_renewal_key(key):
+            return _cut({"training": renewal.training, "contributor": renewal.client})
         return _cut({"key": key})
     known: dict[str, Any] = {name: event[name] for name in SUBJECTS if name in event}
     if task := event.get("task"):

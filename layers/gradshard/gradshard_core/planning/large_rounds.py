@@ -1,8 +1,8 @@
-"""What changes as rounds get larger, and which of AWS's quotas bounds them."""
+"""How rounds are run differently as they get larger, and which of AWS's quotas bounds them."""
 
 from typing import Final, NamedTuple
 
-from gradshard_core.formats.pieces import PIECE
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning import limits, speeds
 
 READ_AT_ONCE: Final = 4096

@@ -16,10 +16,10 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.masked import elements_of, roster_digest
+from gradshard_core.formats.masked_updates import elements_of, roster_digest
 
 if TYPE_CHECKING:
-    from gradshard_core.planning.spec import RoundSpec
+    from gradshard_core.planning.round_spec import RoundSpec
 
 MASKED: Final = "masked"
 """How contributors of masked rounds are weighed: by counts that nobody sees."""
@@ -107,7 +107,7 @@ class Agreement(NamedTuple):
         The terms with which the round was opened.
     clients, roster
         The number of clients on the roster, and their digest
-        (:func:`gradshard_core.formats.masked.roster_digest`).
+        (:func:`gradshard_core.formats.masked_updates.roster_digest`).
     min_clients
         The fewest updates that may be added up.
     """
@@ -372,7 +372,7 @@ def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
     if spec.layout is None and spec.server_optimizer is None:
         raise SpecError(
             "masked needs a layout, by which clients encode their updates: open the round with it "
-            "(layout, or --layout FILE), or apply the round to a model, which has one"
+            "(layout, or --layout FILE), or give a server_optimizer, whose model has one"
         )
     if spec.min_clients < LEAST_MASKED:
         raise SpecError(

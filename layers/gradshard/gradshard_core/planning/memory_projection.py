@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from gradshard_core.aggregation.gathering import GROUPED
+from gradshard_core.aggregation.reordered_reads import GROUPED
 from gradshard_core.aggregation.sharding import (
     ROW_BYTES,
     SLICE_BYTES,
@@ -11,10 +11,10 @@ from gradshard_core.aggregation.sharding import (
     WIDENING,
     block_bytes,
     chunks_at_once,
-    gathered_bytes,
     receive_buffer_bytes,
+    reorder_buffer_bytes,
 )
-from gradshard_core.formats.pieces import PIECE
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
@@ -59,8 +59,12 @@ UNIT_FACTOR: Final = 3
 """The memory of a unit of entries, with its indices in 64 bits, divided by its stored size."""
 
 PAIR_BYTES: Final = 512
-"""Bytes for each pair of measured inputs: exact sums of products in at most eight matrices with
-their temporaries, their JSON, and what BLAS keeps."""
+"""Bytes for each pair of measured inputs: exact sums of products in at most nine matrices with
+their temporaries, their JSON, and what BLAS keeps
+(:func:`gradshard_core.aggregation.gram.count_matrices`)."""
+
+DECIDED_BYTES: Final = 640
+"""Bytes of the decision for an update in a layer, which each task of the second pass reads."""
 
 NOISE_BYTES: Final = 10 * MIB
 """The table of the noise with what it is made of, and a block of noise (measured: 7.8 MiB)."""
@@ -107,12 +111,13 @@ def project_memory(
     held_widening: float | None = None,
     is_compressed: bool = False,
     measures: bool = False,
+    matrices: int = 1,
     is_private: bool = False,
     unit_bytes: int = 0,
 ) -> float:
     """Return an upper bound of a task's peak memory in MB.
 
-    projected = resident + runtime + arithmetic + streams + step + plan + gathered + decoding,
+    projected = resident + runtime + arithmetic + streams + step + plan + reordering + decoding,
     where
 
     - *arithmetic*: an accumulator of one block for each of the ``depth`` levels of the task's
@@ -120,39 +125,40 @@ def project_memory(
       elements. A partial sum that is read is as wide as its accumulator. A robust rule has a block
       of every input instead, whose elements are at most ``held_widening`` times as wide. A task
       that measures has several of them, one more that is twice as wide, and matrices of pairs of
-      inputs.
+      inputs: one, or one for each layer of partial updates.
       The sum of a private round has accumulators of eight bytes, and the table of its noise;
     - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
       what is asked for (socket(7));
     - *step*: if the average is applied, a stream to read and one to write for each of ``models``,
       and the arrays of the optimizer's step;
     - *plan*: the parsed plan, which grows with the number of contributors, layers and runs;
-    - *gathered*: if tensors are in another order, a block of an input, the slice that was read for
-      it, and the positions of its stretches; for a robust rule those of every input;
+    - *reordering*: if tensors are in another order, a block of an input, the slice that was read
+      for it, and the positions of its stretches; for a robust rule those of every input;
     - *decoding*: if updates are compressed, the buffers and tables of the codecs, and a unit of
       each input and of one more that is being read.
 
     It depends neither on the update's size nor on M.
     """
-    block = block_bytes(inputs, depth, gathers=is_disordered)
+    block = block_bytes(inputs, depth, is_disordered=is_disordered)
     arithmetic = WIDENING * (depth * block + 2 * SLICE_BYTES)
     if held_widening is not None:
         # Of a task that measures: the chunks that it reads at a time, and one in float64.
         rows = chunks_at_once(inputs) + 2 if measures else 1
         wide = math.ceil(rows * held_widening * inputs * ROW_BYTES)
         arithmetic = wide + WIDENING * 2 * SLICE_BYTES
-        arithmetic += PAIR_BYTES * inputs**2 if measures else 0
+        if measures:
+            arithmetic += matrices * (PAIR_BYTES * inputs**2 + DECIDED_BYTES * inputs)
     if is_private:
         arithmetic = max(arithmetic, WIDENING * (block + 2 * SLICE_BYTES)) + NOISE_BYTES
     streams = (inputs + 1) * STREAM_BYTES
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
     step = STEP_BYTES if models else 0
-    gathered = gathered_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
+    reordering = reorder_buffer_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
     if held_widening is not None:
-        gathered *= inputs
+        reordering *= inputs
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes
-    buffers += gathered if is_disordered else 0
+    buffers += reordering if is_disordered else 0
     if is_compressed:
         buffers += DECODING_BYTES + (inputs + 1) * (BLOCK_BYTES + UNIT_FACTOR * unit_bytes)
     return RESIDENT_MB + RUNTIME_MB + buffers / MIB
@@ -169,6 +175,7 @@ def needed_memory(load: Workload) -> float:
         held_widening=load.widening if load.holds_all or load.measures else None,
         is_compressed=load.stored_bytes is not None,
         measures=load.measures,
+        matrices=load.matrices,
         is_private=load.noises > 0,
         unit_bytes=load.unit_bytes,
     )

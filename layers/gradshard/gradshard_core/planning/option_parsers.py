@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradshard_core.aggregation.robust_rules import (
+from gradshard_core.aggregation.robust_registry import (
     ROBUST_RULES,
     RobustRule,
     parse_robust_rule,
@@ -13,8 +13,8 @@ from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.pieces import Get, StoredList, is_in_pieces
-from gradshard_core.planning.options import WholeNumber
+from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
+from gradshard_core.planning.option_kinds import WholeNumber
 from gradshard_core.stragglers.assignment_settings import (
     AssignmentSettings,
     parse_assignment_settings,
@@ -171,14 +171,14 @@ class InboxSpec(NamedTuple):
         The oldest version of the model from which updates are taken.
     exponent
         a, of an update's discount (1 + τ)^-a, where τ is its staleness.
-    again
+    repeated_round
         An earlier round that failed after it was planned: its updates are taken, and no others.
     """
 
     training: str
     oldest: int
     exponent: float
-    again: str | None = None
+    repeated_round: str | None = None
 
     def discount(self, staleness: int) -> float:
         """Return the factor of an update that began so many versions ago.
@@ -195,20 +195,24 @@ class InboxSpec(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""
         fields = self._asdict()
-        return fields if self.again else {k: v for k, v in fields.items() if k != "again"}
+        return (
+            fields
+            if self.repeated_round
+            else {k: v for k, v in fields.items() if k != "repeated_round"}
+        )
 
 
 def parse_inbox(stated: Any) -> InboxSpec:
     """Read where a round of a buffered training gets its updates from."""
     known = set(InboxSpec._fields)
-    if not isinstance(stated, Mapping) or not known - {"again"} <= stated.keys() <= known:
+    if not isinstance(stated, Mapping) or not known - {"repeated_round"} <= stated.keys() <= known:
         raise SpecError(f"inbox is {stated!r}, not {{training: …, oldest: …, exponent: …}}")
-    again = stated.get("again")
+    repeated_round = stated.get("repeated_round")
     return InboxSpec(
         check_id("training", stated["training"]),
         WholeNumber(1, MAX_VERSION).parse("inbox: oldest", stated["oldest"]),
         parse_exponent(stated["exponent"]),
-        None if again is None else check_id("round", again),
+        None if repeated_round is None else check_id("round", repeated_round),
     )
 
 

@@ -12,9 +12,9 @@ from functools import cached_property
 from typing import Any
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL
-from gradshard_core.aggregation.buffers import clip_stretches
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.model_buffers import clip_stretches
 from gradshard_core.aggregation.privacy import (
     Grid,
     PrivateSum,
@@ -24,7 +24,7 @@ from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Span
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.masking import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NextModel,
@@ -32,6 +32,7 @@ from gradshard_core.planning.outputs import (
     next_model_keys,
 )
 from gradshard_core.planning.plan_parts import (
+    NOBODY,
     Computation,
     Contributor,
     Level,
@@ -94,10 +95,17 @@ class Plan:
         return self.participants.contributors
 
     @property
+    def senders(self) -> Sequence[Contributor]:
+        """The contributors that are clients: none if a round goes on without (:data:`NOBODY`)."""
+        contributors = self.contributors
+        is_nobody = len(contributors) == 1 and contributors[0].client == NOBODY
+        return () if is_nobody else contributors
+
+    @property
     def good(self) -> Sequence[Contributor]:
         """The contributors, and behind them those whom a rule has left out."""
         left_out = self.participants.left_out
-        return [*self.contributors, *left_out] if left_out else self.contributors
+        return [*self.contributors, *left_out] if left_out else self.senders
 
     def contributor(self, client: str) -> Contributor | None:
         """Return the contributor with an id; None if the client is none."""
@@ -121,10 +129,10 @@ class Plan:
     @property
     def is_complete(self) -> bool:
         """Whether neither a group of clients nor the keeper is awaited any more."""
-        return not (self.stage.awaited or self.is_asking)
+        return not (self.stage.awaited or self.awaits_keeper)
 
     @property
-    def is_asking(self) -> bool:
+    def awaits_keeper(self) -> bool:
         """Whether the keeper's sum of the masks is awaited."""
         return self.masking is not None and self.masking.answer is None
 
@@ -194,15 +202,20 @@ class Plan:
         one. Their sum is no average, and a variance could become negative.
         """
         is_plain = self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED)
+        is_plain = is_plain or self.computation.dp is not None  # which takes no buffers
         # A layer without its quorum has weights of zero: its buffers stay as they are, too.
         if is_plain or (layer is not None and not any(zone.weights)):
             yield zone
             return
-        of = self._share_in(layer)
-        plain = [
-            None if weight is None else of(contributor)
-            for contributor, weight in zip(contributors, zone.weights, strict=True)
-        ]
+        if self.decides_by_layer:  # in one group
+            total = math.fsum(weight for weight in zone.weights if weight is not None)
+            plain = [None if weight is None else weight / total for weight in zone.weights]
+        else:
+            of = self._share_in(layer)
+            plain = [
+                None if weight is None else of(contributor)
+                for contributor, weight in zip(contributors, zone.weights, strict=True)
+            ]
         if plain == list(zone.weights):
             yield zone
             return
@@ -297,7 +310,7 @@ class Plan:
 
         A masked round has one level without tasks until its keeper has answered.
         """
-        if self.is_asking:
+        if self.awaits_keeper:
             return [[]]
         lowest, groups = self.tasks(0), self.stage.groups
         if groups is not None:
@@ -321,21 +334,22 @@ class Plan:
         below = len(self.levels[task.level - 1].groups)
         return [n for n in numbers if self.has_inputs(task.level - 1, n % below)]
 
-    def reduction(self, level: int, inputs: int, *, gathers: bool = False) -> Reduction:
+    def reduction(self, level: int, inputs: int, *, is_disordered: bool = False) -> Reduction:
         """Return how the tasks of a level combine their inputs.
 
         Parameters
         ----------
         level, inputs
             The level, and how many inputs the task has.
-        gathers
+        is_disordered
             Whether some inputs have their tensors in another order.
         """
         computation = self.computation
         if computation.measures:
-            return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
-        if computation.robust is not None and computation.robust.is_columns:
-            return computation.robust.reduction(gathers=gathers)
+            layers = [layer.ranges for layer in self.layout.layers] if self.decides_by_layer else ()
+            return Measuring(inputs, self.layout.buffers, pairs=self.pairs, layers=layers)
+        if computation.robust is not None and computation.robust.is_elementwise:
+            return computation.robust.reduction(is_disordered=is_disordered)
         is_last = self.is_last(level)
         if computation.dp is not None:
             return PrivateSum(
@@ -343,7 +357,7 @@ class Plan:
                 computation.dp.divisor(len(self.contributors)),
                 of_sums=level > 0,
                 to_sums=not is_last,
-                gathers=gathers,
+                is_disordered=is_disordered,
             )
         if self.masking is not None:
             decoding = Decoding(self.masking.fixed, self.masking.total)
@@ -354,7 +368,7 @@ class Plan:
             to_sums=not is_last,
             divisor=self.divisor if is_last else 1,
             allow_nonfinite=self.computation.allow_nonfinite,
-            gathers=gathers,
+            is_disordered=is_disordered,
         )
 
     @property
@@ -362,6 +376,11 @@ class Plan:
         """Whether the plan measures products of different updates; otherwise only norms."""
         decider = self.computation.dp or self.computation.robust
         return decider is None or decider.pairs
+
+    @property
+    def decides_by_layer(self) -> bool:
+        """Whether a rule compares partial updates, which it does in each layer by itself."""
+        return self.computation.robust is not None and self.computation.robust.decides_by_layer
 
     def sums_bytes(self, start: int, end: int) -> int:
         """Return the size of a partial sum of [start, end) of the layout."""

@@ -3,20 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.buffers import Stretches
 from gradshard_core.aggregation.gram_sample import Sample
+from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.aggregation.privacy import (
     PrivacyMechanism,
 )
-from gradshard_core.aggregation.robust_rules import RobustRule
-from gradshard_core.formats.encoded import EncodedRuns
+from gradshard_core.aggregation.robust_registry import RobustRule
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
-from gradshard_core.formats.masked import Share
+from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning.outputs import (
     NO_HEADER,
     StoredHeader,
@@ -67,6 +67,11 @@ class Contributor:
         return self.runs.codec if isinstance(self.runs, EncodedRuns) else None
 
 
+NOBODY: Final = "(nobody)"
+"""The contributor of a round of drawn clients to which nobody has sent a good update: the version
+of the model that the round begins from, with a weight of zero. No client may have such an id."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """An update that is not averaged, and the reason, which the client can read.
@@ -114,6 +119,10 @@ class LayerRanges(NamedTuple):
 
     name: str
     ranges: tuple[tuple[int, int], ...]
+
+    def is_in(self, runs: Runs) -> bool:
+        """Return whether an object has the layer, of which it has all or nothing."""
+        return all(runs.has(start) for start, _ in self.ranges)
 
 
 class PlannedLayerWeights(NamedTuple):
@@ -210,9 +219,9 @@ class Computation:
     shards
         M.
     topology, order, weights
-        As in :class:`gradshard_core.planning.spec.RoundSpec`, with the order that was chosen. Under
-        a rule over columns, and while updates are measured, weights are ``equal``. After that they
-        are ``measured``.
+        As in :class:`gradshard_core.planning.round_spec.RoundSpec`, with the order that was chosen.
+        Under an element-wise rule, and while updates are measured, weights are ``equal``. After
+        that they are ``measured``.
     rule
         The rule for partial updates, or the robust rule; ``fedavg`` without one.
     layers

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from gradshard_core.aggregation.gathering import Disorder
 from gradshard_core.aggregation.gram_sample import Sample
+from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.planning.pricing import NO_LISTS, Lists
@@ -36,6 +36,8 @@ class Workload:
         Whether a task of the last level holds a block of every input at once.
     measures
         Whether a pass comes before in which tasks do that, and measure.
+    matrices
+        The number of Gram matrices that it adds up; one of F64 counts as four.
     sample
         The elements that they measure; None for all.
     noises
@@ -63,6 +65,7 @@ class Workload:
     widening: float = WIDENING
     holds_all: bool = False
     measures: bool = False
+    matrices: int = 1
     sample: Sample | None = None
     noises: int = 0
     applied: int | None = None
@@ -71,7 +74,7 @@ class Workload:
     unit_bytes: int = 0
     lists: Lists = NO_LISTS
 
-    @property
+    @cached_property
     def contributors(self) -> int:
         """The number of updates that are averaged."""
         return sum(self.levels[0])
@@ -87,7 +90,7 @@ class Workload:
         """Mean size of an update as it is stored."""
         return self.nbytes if self.stored_bytes is None else self.stored_bytes
 
-    @property
+    @cached_property
     def fan_in(self) -> int:
         """The largest number of inputs of a task."""
         return max(map(max, self.levels))
@@ -115,9 +118,9 @@ class Workload:
         """Bytes that applying the average reads, over all shards; it writes as many."""
         return 0 if self.applied is None else self.nbytes + self.applied * self.sum_bytes
 
-    @property
+    @cached_property
     def is_disordered(self) -> bool:
-        """Whether any update has its tensors in another order, so that blocks are gathered."""
+        """Whether any update has its tensors in another order than the layout."""
         return any(disorder.groups for disorder in self.disorder)
 
     def measured_reads(self, shards: int) -> tuple[float, int]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.pieces import StoredList, is_in_pieces
+from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.planning.option_parsers import AssignmentSpec
 from gradshard_core.records.stored_lists import read_piece, stored
 from gradshard_core.records.training_state import Invitation

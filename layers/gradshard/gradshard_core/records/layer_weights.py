@@ -8,10 +8,10 @@ from gradshard_core.aggregation.arithmetic import shares_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, PlannedLayerWeights
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.layer_reach import PastRound, PastRounds, estimate_reach
 from gradshard_core.stragglers.layers import Coverage, Layer
-from gradshard_core.stragglers.participation import PastRound, PastRounds, estimate_reach
 from gradshard_core.stragglers.salf import effective_weights
 
 
@@ -57,10 +57,10 @@ def weigh_layers(
         expected = list(spec.clients)
     rule = spec.partial_rule
     assert rule is not None  # noqa: S101 - for mypy: other rules have returned
-    if isinstance(rule.participation, PastRounds):
+    if isinstance(rule.reach_model, PastRounds):
         known = [client for client in expected if client is not None]
-        past = [_past_round(store, name) for name in rule.participation.rounds]
-        rule = replace(rule, participation=estimate_reach(past, known, named))
+        past = [_past_round(store, name) for name in rule.reach_model.rounds]
+        rule = replace(rule, reach_model=estimate_reach(past, known, named))
     samples = {contributor.client: contributor.samples for contributor in contributors}
     weighed = effective_weights(rule, named, expected, coverage, samples)
     return tuple(PlannedLayerWeights(layer.missed, layer.weights) for layer in weighed)

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final, Self
 
-from gradshard_core.aggregation import buffers
-from gradshard_core.aggregation.buffers import Stretches
+from gradshard_core.aggregation import model_buffers
+from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import ModelNotFoundError, ModelStateError
 from gradshard_core.formats.headers import parse_header
@@ -89,10 +89,10 @@ class Version:
     def buffers_in(self, layout: Layout, optimizer: ServerOptimizer) -> Stretches:
         """Return the stretches of the model's buffers, which the optimizer or the version names."""
         if optimizer.buffers is None:
-            return buffers.stretches_of(layout, self.buffers)
-        return buffers.stretches_of(layout, buffers.named(layout, optimizer.buffers))
+            return model_buffers.stretches_of(layout, self.buffers)
+        return model_buffers.stretches_of(layout, model_buffers.named(layout, optimizer.buffers))
 
-    def again(self, number: int) -> "Version":
+    def copied_as(self, number: int) -> "Version":
         """Return a version of the same objects, which goes on as this one would have."""
         made_at = datetime.now(UTC).isoformat()
         return replace(self, number=number, round_id=None, restores=self.number, made_at=made_at)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
-from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.aggregation.noise_tree import NoiseTree, Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.secret_draw import SecretDraw
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.s3.retries import conditional_write_attempts
@@ -107,12 +108,12 @@ class TrainingState:
     first_version
         In buffered mode, the version with which the training began, or which others have made
         since: updates from earlier ones do not count.
-    dismissed
+    settled_before
         In buffered mode, the version before which every update has counted or was rejected.
     counted
         In buffered mode, which updates have counted: by the version from which they began and by
         client, the first characters of their ETags. Versions that are too old are left out.
-    again
+    repeated_round
         In buffered mode, the round whose updates the next one takes, because it failed after it had
         been planned.
     last_round
@@ -121,21 +122,23 @@ class TrainingState:
         The clip of the next private round, if it adapts; None for that of the training's options.
     tree
         Where the training is in its tree of noise, if it has one.
+    drawn
+        The clients that were drawn in secret for a round that has failed: they repeat it.
     invitation
         The round that is under way.
     failures
         The number of failures of the next round since the training was last resumed.
     repetition
         The number of its failures in all, which is part of its id.
-    draw
+    redraws
         The number of times that its clients were drawn anew.
     waits_until
         The time until which the training waits, ISO 8601; None if the next round can begin.
-    gathers_since
+    lacks_members_since
         The time since which too few clients have joined for a round, ISO 8601.
     evaluated
         The number of the last round after which the model was evaluated.
-    best, no_better
+    best, values_since_best
         The best version, and how many values of the metric since then were no better.
     dollars
         The cost of all rounds so far, and of the last one.
@@ -166,22 +169,23 @@ class TrainingState:
     invitation: Invitation | None = None
     failures: int = 0
     repetition: int = 0
-    draw: int = 0
+    redraws: int = 0
     waits_until: str | None = None
-    gathers_since: str | None = None
+    lacks_members_since: str | None = None
     evaluated: int = 0
     best: Best | None = None
-    no_better: int = 0
+    values_since_best: int = 0
     dollars: float = 0.0
     last_dollars: Mapping[str, float] = field(default_factory=dict)
     silent: Mapping[str, int] = field(default_factory=dict)
     first_version: int = 1
-    dismissed: int = 1
+    settled_before: int = 1
     counted: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    again: str | None = None
+    repeated_round: str | None = None
     suspects: tuple[str, ...] = ()
     clip: float | None = None
     tree: NoiseTree | None = None
+    drawn: tuple[str, ...] = ()
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -216,6 +220,7 @@ class TrainingState:
                 "suspects": tuple(fields.get("suspects", ())),
                 "best": best and Best(**best),
                 "tree": tree and NoiseTree.from_json(tree),
+                "drawn": tuple(fields.get("drawn", ())),
             }
         )
 
@@ -224,11 +229,14 @@ def synchronous_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingSta
     """Return the spec of the round of training to which a state invites."""
     invitation = state.invitation
     assert invitation is not None  # noqa: S101 - for mypy: the callers have looked
-    place = None
+    stated: Place | SecretDraw | None = None
     if state.tree is not None:
-        place = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+        stated = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+    elif spec.secret_sample is not None:
+        draw = f"{state.started_at} {invitation.number}"
+        stated = SecretDraw(keys.name, draw, *spec.secret_sample)
     return spec.round_spec(
-        invitation.clients, invitation.awaited, state.last_round, state.clip, place
+        invitation.clients, invitation.awaited, state.last_round, state.clip, stated
     )
 
 

@@ -28,8 +28,8 @@ from gradshard_core.rounds.bad_inputs import (
     reject_nonfinite,
     reject_unreadable,
 )
+from gradshard_core.rounds.header_survey import survey
 from gradshard_core.rounds.overflow import reject_largest_step
-from gradshard_core.rounds.survey import survey
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import RangeStream
@@ -41,14 +41,12 @@ WRITE_TRIES = 3
 The state machine then starts the task again."""
 
 
-def aggregate_shard(
-    wire: TaskS3Client, round_id: str, *, attempt: int, task: Task
-) -> dict[str, Any]:
+def aggregate_shard(s3: TaskS3Client, round_id: str, *, attempt: int, task: Task) -> dict[str, Any]:
     """Do one task and report; safe to repeat, since what it writes overwrites itself.
 
     Parameters
     ----------
-    wire
+    s3
         The bucket.
     round_id, attempt
         The plan: its round, and its attempt.
@@ -64,8 +62,8 @@ def aggregate_shard(
     keys = RoundKeys(round_id)
     started_at, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     reset_peak_memory()
-    wire.meter.take()
-    plan = read_plan(wire, keys)
+    s3.meter.take()
+    plan = read_plan(s3, keys)
     if plan is None:
         raise PlanError(f"{keys.plan} is missing")
     if plan.attempt != attempt:
@@ -73,11 +71,11 @@ def aggregate_shard(
         return {"task": task.number, "attempt": attempt, "superseded_by": plan.attempt}
     decision = {}
     if plan.computation.measured is not None:
-        decision = read_decision(wire, keys, plan.attempt)
+        decision = read_decision(s3, keys, plan.attempt)
         plan = with_weights(plan, decision)
     with ThreadPoolExecutor(OPENERS) as pool:
-        rejected, is_written, found = _do(wire, plan, task, pool)
-    wire.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
+        rejected, is_written, found = _do(s3, plan, task, pool)
+    s3.meter.add(puts=1)  # the report itself, whose PUT comes after it was counted
     report = {
         "level": task.level,
         "task": task.number,
@@ -88,19 +86,19 @@ def aggregate_shard(
         "seconds": round(time.perf_counter() - wall, 3),
         "cpu_seconds": round(time.process_time() - cpu, 3),
         "peak_mb": round(peak_memory_mb(), 1),
-        **asdict(wire.meter.take()),
+        **asdict(s3.meter.take()),
         "is_cold": _is_cold(),
         "is_written": is_written,
         "rejected": [vars(rejection) for rejection in rejected],
     }
     # Too much for a state of the machine, to which the report goes.
-    found["whole"] = _noisy_count(wire, plan, task, decision)
-    wire.put_json(keys.task_report(task.level, task.number), report | found)
+    found["whole"] = _noisy_count(s3, plan, task, decision)
+    s3.put_json(keys.task_report(task.level, task.number), report | found)
     return report
 
 
 def _do(
-    wire: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor
+    s3: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor
 ) -> tuple[list[Rejection], bool, dict[str, Any]]:
     """Do a task's work, stretch by stretch if it measures a sample.
 
@@ -109,31 +107,34 @@ def _do(
     list of Rejection, bool
         As :func:`_aggregate_or_reject`.
     dict
-        If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch. If
-        it reads headers, what :func:`gradshard_core.rounds.survey.survey` returns. If it writes
-        outputs, ``parts``: the ETag and size of its part of each, in their order.
+        If it measures, ``products`` by layer; and of a sample ``squares``, the squared norms by
+        stretch. If it reads headers, what :func:`gradshard_core.rounds.header_survey.survey`
+        returns. If it writes outputs, ``parts``: the ETag and size of its part of each, in order.
     """
     if plan.computation.surveys:
-        return [], True, survey(wire, plan, task)
-    products, squares = ExactSum(len(plan.inputs(task)), pairs=plan.pairs), []
+        return [], True, survey(s3, plan, task)
+    products: dict[int, ExactSum] = {}
+    squares = []
     parts: dict[str, tuple[str, int]] = {}
     for start, end in plan.stretches(task):
-        inputs = TaskInputs(wire, plan, task._replace(start=start, end=end), pool)
+        inputs = TaskInputs(s3, plan, task._replace(start=start, end=end), pool)
         rejected, is_written = _aggregate_or_reject(inputs)
         if not is_written:
             return rejected, False, {}
         parts = inputs.parts
         if isinstance(inputs.reduction, Measuring):
-            products.add_sum(inputs.reduction.products)
-            squares.append(inputs.reduction.products.rounded_diagonal())
+            if plan.computation.sample is not None:
+                squares.append(inputs.reduction.products.rounded_diagonal())
+            for layer, found in inputs.reduction.sums.items():
+                products.setdefault(layer, found.of_same_size()).add_sum(found)
     if not plan.computation.measures:
         return [], True, {"parts": [parts[o.key] for o in plan.outputs]} if parts else {}
-    found = {"products": products.to_json()}
-    return [], True, found if plan.computation.sample is None else found | {"squares": squares}
+    report: dict[str, Any] = {"products": {n: total.to_json() for n, total in products.items()}}
+    return [], True, report if plan.computation.sample is None else report | {"squares": squares}
 
 
 def _noisy_count(
-    wire: TaskS3Client, plan: Plan, task: Task, decision: dict[str, Any]
+    s3: TaskS3Client, plan: Plan, task: Task, decision: dict[str, Any]
 ) -> float | None:
     """Return how many updates of a private round were not clipped, with noise; from one task.
 
@@ -143,7 +144,7 @@ def _noisy_count(
     is_first = plan.is_last(task.level) and task.number == 0
     if dp is None or dp.adaptation is None or plan.computation.measures or not is_first:
         return None
-    key = read_noise_key(wire, RoundKeys(plan.round_id))
+    key = read_noise_key(s3, RoundKeys(plan.round_id))
     return dp.noisy_count(decision["whole"], key)
 
 
@@ -200,13 +201,13 @@ def _aggregate_finite(inputs: TaskInputs) -> list[Rejection]:
                 f"byte {error.position} of the model would be a NaN or an infinity after the step "
                 "with the private average: open the round with a lower learning rate or less noise"
             ) from error
-        return reject_largest_step(inputs.wire, inputs.plan, inputs.task, error.position)
+        return reject_largest_step(inputs.s3, inputs.plan, inputs.task, error.position)
     return []
 
 
 def _aggregate(inputs: TaskInputs) -> None:
     """Write the sum; if S3 is too busy to take it, read and add everything again."""
-    retries = Retries(inputs.wire.meter, attempts=WRITE_TRIES)
+    retries = Retries(inputs.s3.meter, attempts=WRITE_TRIES)
     while True:
         try:
             return _aggregate_once(inputs)
@@ -243,18 +244,18 @@ def _open_output(inputs: TaskInputs) -> contextlib.AbstractContextManager[Stream
     if plan.is_last(task.level):
         return _open_part(inputs, plan.outputs[0], task.end - task.start)
     key = inputs.keys.partial_sum(plan.attempt, task.level, task.number)
-    return inputs.wire.object(key, plan.sums_bytes(task.start, task.end))
+    return inputs.s3.object(key, plan.sums_bytes(task.start, task.end))
 
 
 @contextlib.contextmanager
 def _open_part(inputs: TaskInputs, output: Output, nbytes: int) -> Iterator[StreamWriter]:
     """Open the task's part of an output; the first part starts with the header."""
-    wire, task = inputs.wire, inputs.task
+    s3, task = inputs.s3, inputs.task
     header = b""
     if task.number == 0:
-        header = output.read_header(wire)
+        header = output.read_header(s3)
     part_bytes = len(header) + nbytes
-    with wire.part(output.key, output.upload_id, task.part, part_bytes, header) as writer:
+    with s3.part(output.key, output.upload_id, task.part, part_bytes, header) as writer:
         yield writer
     inputs.parts[output.key] = writer.etag, part_bytes
 
@@ -271,7 +272,7 @@ def _apply_to_model(inputs: TaskInputs, write: Write) -> Iterator[Write]:
     ranges = [(start, end), *([(before, before + nbytes)] * len(new.state))]
     streams = [
         RangeStream(
-            inputs.wire,
+            inputs.s3,
             stored.source,
             [(stored.data_offset + first, stored.data_offset + stop)],
         )

@@ -14,7 +14,7 @@ from typing import Final
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import limits
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 

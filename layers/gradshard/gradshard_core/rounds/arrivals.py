@@ -6,7 +6,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
 from gradshard_core.errors import UnreadableObjectError, UpdateError
-from gradshard_core.formats.encoded import check_taken, parse_update
+from gradshard_core.formats.compressed_updates import check_taken, parse_update
 from gradshard_core.formats.headers import (
     FIRST_READ_BYTES,
     MAX_HEADER_BYTES,
@@ -24,16 +24,16 @@ from gradshard_core.formats.keys import (
     sender_of,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES
-from gradshard_core.formats.masked import Share
-from gradshard_core.formats.pieces import StoredList
+from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.pricing import HEADS_BEFORE_LIST, LOOKS_OF_A_LIST
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.rounds import inbox, waiting
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.rounds import buffered_round, waiting
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts
-from gradshard_core.rounds.inbox import Address
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.waiting import Seen
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
@@ -189,7 +189,7 @@ def check_updates(
     address_of
         Returns where a client's update is.
     look
-        Called in several threads. What it returns should be small: there may be thousands.
+        Called in several threads. Return little: there may be thousands of updates.
     large_headers
         One thread, in which large headers are read and looked at, one after another: as bytes, text
         and JSON one takes up to 20 times its size, and the allocator keeps what is freed for the
@@ -290,7 +290,7 @@ def _perhaps_overlooked(
     return sorted({*arrived(store, keys)} - known)
 
 
-def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
+def rejection_keys(keys: RoundKeys, update_key: str) -> RoundKeys:
     """Return the round under which a client reads of its update's rejection.
 
     It is the round that takes the update; of a buffered training it is the inbox that the client
@@ -331,7 +331,9 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, see
     if spec.updates_from is not None:
         return True
     if spec.inbox is not None:
-        return inbox.is_full(store, spec)
+        return buffered_round.is_full(store, spec)
+    if spec.is_drawn:
+        return False  # its length would tell who was drawn
     if record_parts(spec):
         return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager:

@@ -20,7 +20,7 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
     These are the updates that hold a NaN or an infinity at or after ``position``. If there are
     none, the sum overflows, and the largest contributions are rejected.
     """
-    wire, plan, task = inputs.wire, inputs.plan, inputs.task
+    s3, plan, task = inputs.s3, inputs.plan, inputs.task
     found: dict[int, int] = {}
     if task.level == 0:
         with inputs.opened(position) as streams:
@@ -28,9 +28,9 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
                 streams, inputs.zones(position), inputs.reduction, inputs.spans
             )
     if not found:
-        return reject_largest(wire, plan, task, position)
+        return reject_largest(s3, plan, task, position)
     average = plan.outputs[0]
-    layout = average.read_layout(wire)
+    layout = average.read_layout(s3)
     rejected = []
     for index, byte in sorted(found.items()):
         contributor = inputs.contributors[index]
@@ -63,5 +63,5 @@ def is_rejected_below(inputs: TaskInputs) -> bool:
     if level == 0:
         return False
     keys = (inputs.keys.task_report(level - 1, number) for number in inputs.numbers)
-    reports = (inputs.wire.get_json(key) for key in keys)
+    reports = (inputs.s3.get_json(key) for key in keys)
     return any(r and r["attempt"] == attempt and not r["is_written"] for r in reports)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.encoded import EncodedLayout
+from gradshard_core.formats.compressed_updates import EncodedLayout
 from gradshard_core.formats.keys import (
     RoundKeys,
     check_id,
@@ -18,11 +18,11 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals, waiting
-from gradshard_core.rounds.collect_arrival import collect_arrival
+from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
 from gradshard_core.rounds.waiting import Seen, Waiting
 from gradshard_core.s3.store import S3Store
 
@@ -82,7 +82,7 @@ def collect_update(store: S3Store, key: str, etag: str, seen: Seen | None = None
         return _collect(store, keys, waits.spec, client, etag, waits=waits, seen=seen)
     opened = read_spec(store, keys)
     if opened is None and inbox is not None:
-        return collect_arrival(store, inbox, client, etag)
+        return collect_buffered_update(store, inbox, client, etag)
     if opened is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
     spec, _ = opened
@@ -133,7 +133,7 @@ def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
     """Resume a masked round that waits for its keeper; planning reads the answer."""
     plan = read_plan(store, keys)
     # An answer that was not asked for would end the wait for updates.
-    is_due = plan is not None and plan.is_asking
+    is_due = plan is not None and plan.awaits_keeper
     resumed = is_due and waiting.resume(store, keys, waiting.COMPLETE)
     return {"round": keys.round_id, "answered": True, "resumed": resumed}
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs
-from gradshard_core.formats.pieces import PIECE
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
@@ -18,14 +18,14 @@ from gradshard_core.planning.plan_parts import (
     Rejection,
     Stage,
 )
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.rounds import admission, arrivals, inbox, waiting
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.rounds import admission, arrivals, buffered_round, waiting
 from gradshard_core.rounds.admission import Admission
+from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
-from gradshard_core.rounds.inbox import Address
+from gradshard_core.rounds.header_survey import Facts, read_survey
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.rounds.survey import Facts, read_survey
 
 
 def first_plan(context: PlanContext) -> Plan:
@@ -41,7 +41,7 @@ def first_plan(context: PlanContext) -> Plan:
         They cannot be aggregated within the limits.
     """
     spec = context.spec
-    addresses = inbox.addresses(context)
+    addresses = buffered_round.addresses(context)
     answered = _known_to_have_answered(context) if addresses is None else sorted(addresses)
     if answered is None:
         answered = admission.answered_clients(context.store, context.keys, spec)

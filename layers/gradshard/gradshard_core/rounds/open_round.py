@@ -1,26 +1,32 @@
 """Open a round: check its terms, keep the callback token, schedule the deadline."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
-from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import check_averaged, parse_new_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import (
+    check_averaged,
+    check_compared,
+    parse_new_spec,
+)
 from gradshard_core.records import model_registry, privacy_ledger
-from gradshard_core.records.round_spec import check_source
 from gradshard_core.records.stored_lists import read_expected, read_plan
+from gradshard_core.records.stored_spec import check_source
 from gradshard_core.records.training_state import (
     read_state,
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import arrivals, asking, aws_callbacks, waiting
+from gradshard_core.rounds import arrivals, aws_callbacks, keeper_wait, waiting
 from gradshard_core.s3.store import S3Store
 
 
@@ -56,7 +62,7 @@ def open_round(
         keys = RoundKeys(round_id)
         spec = parse_new_spec(fields, partial(read_expected, store, keys))
         if spec.masked is not None and not has_keeper:
-            raise SpecError(f"masked: {asking.NO_KEEPER}")
+            raise SpecError(f"masked: {keeper_wait.NO_KEEPER}")
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
     except StoreError:
         raise  # no fault of the terms: the machine tries again
@@ -80,25 +86,31 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
-def _check_tree(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
-    """Check that a training asks for a round in a tree of noise, exactly as it is opened.
+def _check_asked(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
+    """Check that a training asks for a round in a tree, or of drawn clients, exactly as it is.
 
     The ledger charges a client once for a tree, so it must not be invited to two of its rounds. And
-    a version by others may have another layout, for which the same key makes other noise.
+    a version by others may have another layout, for which the same key makes other noise. Clients
+    that somebody chose were not drawn.
     """
-    if spec.dp is None or spec.dp.tree is None:
+    stated = None if spec.dp is None else spec.dp.asked_for
+    if stated is None:
         return
-    training = TrainingKeys(spec.dp.tree.training)
+    training = TrainingKeys(stated.training)
     asked, state = read_training_spec(store, training), read_state(store, training)
     if asked is not None and state is not None and state.invitation is not None:
         invitation = state.invitation
         is_asked_for = (invitation.round_id, invitation.version) == (keys.round_id, version)
-        if is_asked_for and synchronous_round(training, asked, state) == spec:
+        whole = spec
+        if isinstance(spec.clients, StoredList):  # too many for the machine's payload
+            whole = replace(spec, clients=tuple(spec.clients))
+        if is_asked_for and synchronous_round(training, asked, state) == whole:
             return
+    what, option = ("draw", "secret_sample") if spec.is_drawn else ("tree", "noise_tree")
     raise SpecError(
         f"dp: training {training.name!r} does not ask for round {keys.round_id!r} of version "
-        f"{version} with these options: leave out tree; noise cancels between rounds of a training "
-        "with noise_tree"
+        f"{version} with these options: leave out {what}, which is for rounds of a training with "
+        f"{option}"
     )
 
 
@@ -106,11 +118,11 @@ def _await_keeper(
     store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan, tokens: list[str]
 ) -> dict[str, Any]:
     """Let a masked round wait for its keeper, until its timeout has passed once more."""
-    aws_callbacks.schedule_deadline(keys.round_id, asking.deadline_of(plan, spec), tokens)
+    aws_callbacks.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
-    has_answered = asking.has_answered(store, keys, plan, spec)
+    has_answered = keeper_wait.has_answered(store, keys, plan, spec)
     is_resumed = has_answered and waiting.resume(store, keys, waiting.COMPLETE)
-    return {"round": keys.round_id, "status": "asking", "resumed": is_resumed}
+    return {"round": keys.round_id, "status": "awaiting_keeper", "resumed": is_resumed}
 
 
 def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: datetime) -> datetime:
@@ -125,18 +137,19 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
     check_source(store, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
-        _check_tree(store, keys, spec, newest.number)
+        _check_asked(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
-            buffers.named(
+            model_buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
         if spec.masked is not None:
             layout = model_registry.layout_of(store, newest.tensors)
             check_layout(spec.masked, spec.expected, layout)
-        if not spec.averages_all:
+        if spec.compares_layers or not spec.averages_all:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)
-            check_averaged(spec, buffers.names_in(layout, kept))
+            check_averaged(spec, model_buffers.names_in(layout, kept))
+            check_compared(spec, layout, kept)
         base = {"model_version": newest.number}
         at = record["opened_at"]
         privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)

@@ -19,15 +19,15 @@ import numpy.typing as npt
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.buffers import is_in
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.aggregation.kernel import clip_zones
+from gradshard_core.aggregation.model_buffers import is_in
 from gradshard_core.aggregation.optimizer_step import take_step
 from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import ChangedObjectError, PlanError
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES, DType
-from gradshard_core.formats.encoded import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.planning.outputs import NextModel
@@ -76,12 +76,12 @@ class _Contribution(NamedTuple):
         return not math.isfinite(self.product), magnitude, mantissa
 
 
-def reject_largest(wire: TaskS3Client, plan: Plan, task: Task, position: int) -> list[Rejection]:
+def reject_largest(s3: TaskS3Client, plan: Plan, task: Task, position: int) -> list[Rejection]:
     """Reject the largest contributions to an element whose sum overflows.
 
     Parameters
     ----------
-    wire
+    s3
         The bucket.
     plan, task
         The plan, and the task whose sum overflows.
@@ -105,12 +105,10 @@ def reject_largest(wire: TaskS3Client, plan: Plan, task: Task, position: int) ->
     def reason(tensor: str, element: int) -> str:
         return f"{sums} would overflow {kind} at element {element} of tensor {tensor!r}"
 
-    return _reject(wire, plan, task, position, are_finite, reason, advice="")
+    return _reject(s3, plan, task, position, are_finite, reason, advice="")
 
 
-def reject_largest_step(
-    wire: TaskS3Client, plan: Plan, task: Task, position: int
-) -> list[Rejection]:
+def reject_largest_step(s3: TaskS3Client, plan: Plan, task: Task, position: int) -> list[Rejection]:
     """Reject the largest contributions to an element at which the server optimizer overflows.
 
     Parameters and return value are those of :func:`reject_largest`.
@@ -122,10 +120,10 @@ def reject_largest_step(
     """
     new, dtype = plan.next_model, _dtype_at(plan, position)
     if new is None:
-        raise PlanError(f"round {plan.round_id!r} is not applied to a model")
+        raise PlanError(f"round {plan.round_id!r} makes no version of a model")
     terms = new.server_optimizer
     step = f"{terms.optimizer} with learning_rate {terms.settings['learning_rate']:g}"
-    model, *state = _read_model(wire, plan, new, position)
+    model, *state = _read_model(s3, plan, new, position)
 
     def are_finite(sums: Array) -> npt.NDArray[np.bool_]:
         averages = _divided(plan, dtype, sums)
@@ -140,18 +138,18 @@ def reject_largest_step(
     # The average of clients that change nothing: the model itself, or deltas of zero.
     unchanged = model if terms.updates == MODELS else np.zeros_like(model)
     if not _steps_are_finite(plan, new, position, unchanged, model, state)[0]:
-        where = _element_at(wire, plan, position)
+        where = _element_at(s3, plan, position)
         raise PlanError(
             f"{reason(*where)}, whatever clients send: look at version {new.version - 1} of model "
             f"{terms.model!r}, and go back to one before it, or open a round with a lower learning "
             "rate"
         )
     advice = "; if honest clients are rejected so, open a round with a lower learning rate"
-    return _reject(wire, plan, task, position, are_finite, reason, advice=advice)
+    return _reject(s3, plan, task, position, are_finite, reason, advice=advice)
 
 
 def _reject(
-    wire: TaskS3Client,
+    s3: TaskS3Client,
     plan: Plan,
     task: Task,
     position: int,
@@ -162,7 +160,7 @@ def _reject(
 ) -> list[Rejection]:
     """Reject the contributors whose version was deleted, or else the largest contributions."""
     dtype = _dtype_at(plan, position)
-    read = _contributions(wire, plan, task, position, dtype)
+    read = _contributions(s3, plan, task, position, dtype)
     gone = [found for found in read if isinstance(found, Rejection)]
     if gone:
         return gone
@@ -171,7 +169,7 @@ def _reject(
         (c for c in read if isinstance(c, _Contribution)), key=lambda c: c.size, reverse=True
     )
     count = _count_to_reject([c.product for c in found], dtype, are_finite)
-    tensor, element = _element_at(wire, plan, position)
+    tensor, element = _element_at(s3, plan, position)
 
     def size(c: _Contribution, rank: int) -> str:
         if plan.computation.dp is not None:  # all clients can read reasons
@@ -208,7 +206,7 @@ def _count_to_reject(products: Sequence[float], dtype: DType, are_finite: AreFin
 
 
 def _contributions(
-    wire: TaskS3Client, plan: Plan, task: Task, position: int, dtype: DType
+    s3: TaskS3Client, plan: Plan, task: Task, position: int, dtype: DType
 ) -> list[_Contribution | Rejection]:
     """Read one element of every update in a task's sum that has it, sorted by client id."""
     weighed, groups = [], plan.groups_behind(task)
@@ -227,17 +225,17 @@ def _contributions(
         ]
     # In an eager round contributors are sorted within each group only.
     weighed.sort(key=lambda pair: pair[0].client)
-    read = functools.partial(_contribution, wire, position, dtype)
+    read = functools.partial(_contribution, s3, position, dtype)
     with ThreadPoolExecutor(READERS) as pool:
         return list(pool.map(read, *zip(*weighed, strict=True)))
 
 
 def _contribution(
-    wire: TaskS3Client, position: int, dtype: DType, contributor: Contributor, weight: float
+    s3: TaskS3Client, position: int, dtype: DType, contributor: Contributor, weight: float
 ) -> _Contribution | Rejection:
     with np.errstate(all="ignore"):
         try:
-            [value] = _update_element(wire, contributor, position, dtype)
+            [value] = _update_element(s3, contributor, position, dtype)
         except ChangedObjectError as error:
             return Rejection(contributor.client, str(error), contributor.source.etag)
         product = value * dtype.accumulator.type(weight)
@@ -245,23 +243,23 @@ def _contribution(
 
 
 def _update_element(
-    wire: TaskS3Client, contributor: Contributor, position: int, dtype: DType
+    s3: TaskS3Client, contributor: Contributor, position: int, dtype: DType
 ) -> Array:
     """Read one element of an update, in its accumulator's type."""
     runs, end = contributor.runs, position + dtype.size
     if not isinstance(runs, EncodedRuns):
-        return _element(wire, contributor.source, list(runs.ranges(position, end)), dtype)
+        return _element(s3, contributor.source, list(runs.ranges(position, end)), dtype)
     ranges = runs.read_from(position).ranges(position, end)
-    stream = RangeStream(wire, contributor.source, ranges)
+    stream = RangeStream(s3, contributor.source, ranges)
     data = memoryview(bytearray(dtype.size))
     try:
-        DecodedSource(stream, runs, position, end, Desk()).read_into(data)
+        DecodedSource(stream, runs, position, end, DecodingBuffers()).read_into(data)
     finally:
         stream.close()
     return arithmetic.widened(dtype, data)
 
 
-def _read_model(wire: TaskS3Client, plan: Plan, new: NextModel, position: int) -> list[Array]:
+def _read_model(s3: TaskS3Client, plan: Plan, new: NextModel, position: int) -> list[Array]:
     """Read one element of the model and of the optimizer's state; a missing state is zero."""
     dtype = _dtype_at(plan, position)
     before = sums_bytes(plan.layout.spans, 0, position)
@@ -271,7 +269,7 @@ def _read_model(wire: TaskS3Client, plan: Plan, new: NextModel, position: int) -
     ]
     values = [
         _element(
-            wire,
+            s3,
             kept.source,
             [(kept.data_offset + start, kept.data_offset + start + stored.size)],
             stored,
@@ -282,11 +280,11 @@ def _read_model(wire: TaskS3Client, plan: Plan, new: NextModel, position: int) -
 
 
 def _element(
-    wire: TaskS3Client, source: ObjectVersion, ranges: list[tuple[int, int]], dtype: DType
+    s3: TaskS3Client, source: ObjectVersion, ranges: list[tuple[int, int]], dtype: DType
 ) -> Array:
     """Read one element, in its accumulator's type."""
     data = memoryview(bytearray(dtype.size))
-    stream = RangeStream(wire, source, ranges)
+    stream = RangeStream(s3, source, ranges)
     try:
         stream.read_into(data)
     finally:
@@ -338,10 +336,10 @@ def _widest(dtype: DType) -> DType:
     return next(wide for wide in DTYPES.values() if wide.storage == dtype.accumulator)
 
 
-def _element_at(wire: TaskS3Client, plan: Plan, position: int) -> tuple[str, int]:
+def _element_at(s3: TaskS3Client, plan: Plan, position: int) -> tuple[str, int]:
     """Return the name of the tensor that has an element, and the element's index in it."""
     update = plan.outputs[0]
-    return element_at(update.read_layout(wire), position)
+    return element_at(update.read_layout(s3), position)
 
 
 def element_at(layout: Layout, position: int) -> tuple[str, int]:

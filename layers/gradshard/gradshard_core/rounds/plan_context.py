@@ -2,16 +2,16 @@
 
 from typing import NamedTuple
 
-from gradshard_core.aggregation.buffers import Stretches
+from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.masking import Masking, encoding_of
-from gradshard_core.planning.spec import RoundSpec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.round_spec import check_source, read_spec
+from gradshard_core.records.stored_spec import check_source, read_spec
 from gradshard_core.s3.store import S3Store
 
 
@@ -51,7 +51,7 @@ class PlanContext(NamedTuple):
     spec, opened_at
         The terms of the round, and when it was opened.
     model
-        The current version of the model, if the round is applied to one.
+        The current version of the model, if the round makes the next one.
     """
 
     store: S3Store
@@ -95,7 +95,7 @@ class PlanContext(NamedTuple):
 def read_context(
     store: S3Store, keys: RoundKeys, request: PlanRequest, aggregator: LambdaConfig
 ) -> PlanContext:
-    """Read the terms of a round and the model that it is applied to.
+    """Read the terms of a round and the model of which it makes a version.
 
     Raises
     ------

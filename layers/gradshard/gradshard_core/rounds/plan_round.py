@@ -7,13 +7,13 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.records.round_spec import read_spec
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import piece_writer, read_plan
+from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds.arrivals import reject_overlooked
-from gradshard_core.rounds.asking import ask, go_on
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
+from gradshard_core.rounds.keeper_wait import next_plan, send_request
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
 from gradshard_core.rounds.replan import replan
 from gradshard_core.rounds.waiting import end_waiting, waits_once
@@ -123,8 +123,8 @@ def _make_plan(context: PlanContext, previous: Plan | None) -> Plan:
         return plan_surveyed(context, previous)
     if context.request.attempt > previous.attempt:
         return replan(context, previous)
-    if previous.is_asking:
-        return go_on(context, previous)
+    if previous.awaits_keeper:
+        return next_plan(context, previous)
     return next_stage(context, previous)
 
 
@@ -159,8 +159,8 @@ def _write_tasks(
     They are written anew even if the plan exists: the function that made it may have been killed
     before it wrote them.
     """
-    if plan.is_asking:
-        ask(store, keeper, plan)
+    if plan.awaits_keeper:
+        send_request(store, keeper, plan)
     written: list[dict[str, Any]] = []
     for level, tasks in enumerate(plan.next_tasks()):
         items = [

@@ -8,29 +8,29 @@ from typing import Protocol
 import numpy as np
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.buffers import split_spans
-from gradshard_core.aggregation.decoding import DecodedSource, Desk
-from gradshard_core.aggregation.gathering import Range
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.model_buffers import split_spans
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.noise_tree import CancellingNoise
+from gradshard_core.aggregation.reordered_reads import Range
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import (
     SLICE_BYTES,
     chunks_at_once,
     count_elements,
-    gathered_bytes,
     receive_buffer_bytes,
+    reorder_buffer_bytes,
     sums_bytes,
 )
-from gradshard_core.formats.encoded import EncodedRuns
+from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.records.noise_key import read_noise_key
-from gradshard_core.s3.streams import GatheringStream, RangeStream
+from gradshard_core.s3.streams import RangeStream, ReorderedStream
 from gradshard_core.s3.task_client import TaskS3Client
 
 OPENERS = 8
@@ -51,9 +51,9 @@ class DecodedStream(DecodedSource):
     """A compressed update, decoded while it is read."""
 
     def __init__(
-        self, stream: InputStream, runs: EncodedRuns, start: int, end: int, desk: Desk
+        self, stream: InputStream, runs: EncodedRuns, start: int, end: int, buffers: DecodingBuffers
     ) -> None:
-        super().__init__(stream, runs, start, end, desk)
+        super().__init__(stream, runs, start, end, buffers)
         self._stream = stream
 
     def open(self) -> None:
@@ -70,7 +70,7 @@ class TaskInputs:
 
     Parameters
     ----------
-    wire
+    s3
         The bucket.
     plan, task
         The plan of the round, and the task in it.
@@ -93,10 +93,8 @@ class TaskInputs:
         The ETag and size of the part that was written of each output, by its key.
     """
 
-    def __init__(
-        self, wire: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor
-    ) -> None:
-        self.wire, self.plan, self.task, self._pool = wire, plan, task, pool
+    def __init__(self, s3: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor) -> None:
+        self.s3, self.plan, self.task, self._pool = s3, plan, task, pool
         self.keys = RoundKeys(plan.round_id)
         self.numbers = plan.inputs(task)
         self.contributors: list[Contributor] = []
@@ -105,18 +103,20 @@ class TaskInputs:
         masking = plan.masking if plan.is_last(task.level) else None
         self.parts: dict[str, tuple[str, int]] = {}
         self._masks = [masking.answer] if masking is not None and masking.answer else []
-        self._gathers = not all(c.runs.are_in_order for c in self.contributors)
+        self._is_disordered = not all(c.runs.are_in_order for c in self.contributors)
         # One buffer for all inputs, since they are read one after another. Pages that are never
         # touched take no memory.
-        gathered = gathered_bytes() if self._gathers else 0
+        gathered = reorder_buffer_bytes() if self._is_disordered else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
-        self._decoding = Desk()
+        self._decoding = DecodingBuffers()
         self.spans: Sequence[Span] = plan.input_spans
         if plan.computation.measures:
             self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
         robust = plan.computation.robust
         self._holds_all = plan.computation.measures or (robust is not None and robust.holds_all)
-        self.reduction = plan.reduction(task.level, len(self.numbers), gathers=self._gathers)
+        self.reduction = plan.reduction(
+            task.level, len(self.numbers), is_disordered=self._is_disordered
+        )
 
     def zones(self, start: int) -> Iterable[Zone]:
         """Return the weights of the inputs, from byte ``start`` of the layout on."""
@@ -139,7 +139,7 @@ class TaskInputs:
         The last one of a private sum is its noise.
         """
         inputs = len(self.numbers) + len(self._masks)
-        self.wire.receive_buffer_bytes = receive_buffer_bytes(inputs)
+        self.s3.receive_buffer_bytes = receive_buffer_bytes(inputs)
         streams: list[InputStream]
         if self.task.level == 0:
             streams = [self.update_stream(c, start) for c in self.contributors]
@@ -157,7 +157,7 @@ class TaskInputs:
         rounds = [self.keys, *map(RoundKeys, dp.cancels)]
         first = count_elements(self.spans, 0, start)
         own, *others = (
-            NoiseSource(read_noise_key(self.wire, keys), grid.terms, first) for keys in rounds
+            NoiseSource(read_noise_key(self.s3, keys), grid.terms, first) for keys in rounds
         )
         return [CancellingNoise(own, others)]
 
@@ -188,33 +188,33 @@ class TaskInputs:
 
     def _stored_stream(
         self, contributor: Contributor, runs: Runs, blocks: list[Range]
-    ) -> GatheringStream:
-        return GatheringStream(
-            self.wire, contributor.source, runs, blocks, self._desk(), self._pool
+    ) -> ReorderedStream:
+        return ReorderedStream(
+            self.s3, contributor.source, runs, blocks, self._reordering_memory(), self._pool
         )
 
     def _masked_stream(self, source: ObjectVersion, offset: int, start: int) -> InputStream:
         """Return a stream of elements of the ring, of which the object has all from ``offset``."""
         before = offset + sums_bytes(self.spans, 0, start)
         length = sums_bytes(self.spans, start, self.task.end)
-        return RangeStream(self.wire, source, [(before, before + length)])
+        return RangeStream(self.s3, source, [(before, before + length)])
 
     def _partial_sum_stream(self, number: int) -> InputStream:
         task = self.task
         nbytes = self.plan.sums_bytes(task.start, task.end)
         key = self.keys.partial_sum(self.plan.attempt, task.level - 1, number)
         # Any version will do: a task writes the same bytes whenever it runs.
-        return RangeStream(self.wire, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
+        return RangeStream(self.s3, ObjectVersion(key, "", "", nbytes), [(0, nbytes)])
 
-    def _desk(self) -> memoryview:
+    def _reordering_memory(self) -> memoryview:
         """Return the buffer of a stream; a rule that takes less at a time needs one for each."""
         if not self._holds_all:
             return self._buffer
-        return memoryview(np.empty(SLICE_BYTES + gathered_bytes(), np.uint8))
+        return memoryview(np.empty(SLICE_BYTES + reorder_buffer_bytes(), np.uint8))
 
     def _blocks(self, start: int) -> list[Range]:
         """Return the blocks in which inputs are read, from ``start`` on."""
-        size = gathered_bytes()
+        size = reorder_buffer_bytes()
         if not self._holds_all:
             size = self.reduction.block_bytes(len(self.numbers))
         blocks = kernel.blocks(self.zones(start), self.plan.layout.spans, size)

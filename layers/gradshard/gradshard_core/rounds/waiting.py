@@ -11,8 +11,8 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.spec import RoundSpec
-from gradshard_core.planning.spec_parsing import parse_spec
+from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import read_expected
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.retries import conditional_write_attempts

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from gradshard_core.errors import ReplacedPartError
 from gradshard_core.s3.bucket import Bucket
-from gradshard_core.s3.transport import AnswerError, translated
+from gradshard_core.s3.transport import ResponseError, translated
 
 
 class Part(NamedTuple):
@@ -46,7 +46,7 @@ class MultipartUploads(Bucket):
                 for page in self.pages("list_parts", Key=key, UploadId=upload_id)
                 for p in page.get("Parts", [])
             ]
-        except AnswerError:
+        except ResponseError:
             return None
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
@@ -74,13 +74,13 @@ class MultipartUploads(Bucket):
                     UploadId=upload_id,
                     MultipartUpload={"Parts": named},
                 )
-        except AnswerError as error:
+        except ResponseError as error:
             if error.code == "InvalidPart":
                 raise ReplacedPartError(f"{key}: {error}") from None
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Delete an upload's parts; no error if they are gone already."""
-        with contextlib.suppress(AnswerError), translated(key, "NoSuchUpload"):
+        with contextlib.suppress(ResponseError), translated(key, "NoSuchUpload"):
             self.call("abort_multipart_upload", Key=key, UploadId=upload_id)
 
     def abort_open_uploads(self, key: str, *, but: str = "") -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, wait
 from itertools import accumulate
 from typing import Final, Protocol
 
-from gradshard_core.aggregation.gathering import Group, Range, groups, requests
+from gradshard_core.aggregation.reordered_reads import Group, Range, groups, requests
 from gradshard_core.aggregation.sharding import SLICE_BYTES
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion
@@ -24,7 +24,7 @@ It is shorter than the 20 s or so after which S3 gives up on the part that waits
 
 
 class Body(Protocol):
-    """The body of one answer."""
+    """The body of one response."""
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.
@@ -209,12 +209,12 @@ class RangeStream:
             self._body = None
 
 
-class GatheringStream:
+class ReorderedStream:
     """A contributor's bytes in the order of the layout, in few requests.
 
     If a block's bytes are scattered in the object, they are read together, in the object's order,
-    into a buffer (:mod:`gradshard_core.aggregation.gathering`). So a block has to be read to its
-    end before another stream uses the same buffer.
+    into a buffer (:mod:`gradshard_core.aggregation.reordered_reads`). So a block has to be read to
+    its end before another stream uses the same buffer.
 
     Parameters
     ----------
@@ -222,7 +222,7 @@ class GatheringStream:
         The object, and the positions of the layout's bytes in it.
     blocks
         The ranges to read; a single one if the runs are in order.
-    desk
+    memory
         Buffer for a block and a slice.
     pool
         Requests the next block while other inputs are read.
@@ -234,12 +234,12 @@ class GatheringStream:
         source: ObjectVersion,
         runs: Runs,
         blocks: Sequence[Range],
-        desk: memoryview,
+        memory: memoryview,
         pool: Executor | None = None,
     ) -> None:
         self._stream = RangeStream(opener, source, requests(groups(runs, blocks)))
         self._groups = groups(runs, blocks)
-        self._scratch, self._room = desk[:SLICE_BYTES], desk[SLICE_BYTES:]
+        self._scratch, self._room = memory[:SLICE_BYTES], memory[SLICE_BYTES:]
         self._gathered: memoryview | None = None
         self._left = 0
         self._pool = pool

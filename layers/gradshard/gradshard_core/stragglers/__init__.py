@@ -1,1 +1,1 @@
-"""Partial updates and slow devices: SALF, participation, layers, AMBLE's assignments."""
+"""Partial updates and slow devices: SALF, which layers clients reach, AMBLE's assignments."""

@@ -16,18 +16,18 @@ from typing import Any, Final
 from gradshard_core.aggregation.arithmetic import shares_of
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.layout import shorten
-from gradshard_core.stragglers.layers import Coverage, Layer, check_depth
-from gradshard_core.stragglers.participation import (
+from gradshard_core.stragglers.layer_reach import (
     Client,
     GivenMisses,
-    Participation,
     PastRounds,
+    ReachModel,
     Stated,
     expected_shares,
     misses,
-    parse_participation,
+    parse_reach_model,
     reach_by_layer,
 )
+from gradshard_core.stragglers.layers import Coverage, Layer, check_depth
 
 SALF: Final = "salf"
 FEDAVG: Final = "fedavg"  # of whole updates, too
@@ -58,7 +58,7 @@ class PartialRule:
         missing layers with the global model's and divides by the number of clients, so that as a
         change of the model a layer is its contributors' sum / U; ``drop``: only complete updates
         count, weighted by samples.
-    participation
+    reach_model
         The model that gives p; for ``salf`` only, and required there.
     by_samples
         For ``salf``: weigh clients by their samples.
@@ -70,23 +70,23 @@ class PartialRule:
     """
 
     name: str
-    participation: Stated | None = None
+    reach_model: Stated | None = None
     by_samples: bool = False
     balanced: bool = False
 
     def __post_init__(self) -> None:
         if self.name not in RULES:
             raise SpecError(f"rule is {self.name!r}, not one of {', '.join(RULES)}")
-        if self.name == SALF and self.participation is None:
+        if self.name == SALF and self.reach_model is None:
             raise SpecError("rule salf needs p, or a model that gives it")
-        if self.name != SALF and (self.participation or self.by_samples or self.balanced):
+        if self.name != SALF and (self.reach_model or self.by_samples or self.balanced):
             raise SpecError(f"p, by_samples and balanced are of rule salf, not of {self.name}")
 
     def to_json(self) -> dict[str, Any]:
         """Return what :func:`parse_rule` reads."""
-        if self.participation is None:
+        if self.reach_model is None:
             return {"name": self.name}
-        fields: dict[str, Any] = {"name": self.name, "p": self.participation.to_json()}
+        fields: dict[str, Any] = {"name": self.name, "p": self.reach_model.to_json()}
         return fields | {
             name: True for name in ("by_samples", "balanced") if getattr(self, name) is True
         }
@@ -119,7 +119,7 @@ def parse_rule(fields: Mapping[str, Any]) -> PartialRule:
     ----------
     fields
         ``name`` and, for ``salf``, ``p``
-        (:func:`gradshard_core.stragglers.participation.parse_participation`), ``by_samples`` and
+        (:func:`gradshard_core.stragglers.layer_reach.parse_reach_model`), ``by_samples`` and
         ``balanced``.
 
     Raises
@@ -137,7 +137,7 @@ def parse_rule(fields: Mapping[str, Any]) -> PartialRule:
     stated = fields.get("p")
     return PartialRule(
         fields.get("name", SALF),
-        None if stated is None else parse_participation(stated),
+        None if stated is None else parse_reach_model(stated),
         fields.get("by_samples", False),
         fields.get("balanced", False),
     )
@@ -172,9 +172,9 @@ def _check_reach(
     rule: PartialRule, layers: Sequence[Layer], client: str, covered: Coverage
 ) -> None:
     """Check that a client has a finite weight in each layer that it covers."""
-    if rule.participation is None or isinstance(rule.participation, GivenMisses | PastRounds):
+    if rule.reach_model is None or isinstance(rule.reach_model, GivenMisses | PastRounds):
         return  # no client is taken to reach a layer never
-    reached = rule.participation.reach(client, layers)
+    reached = rule.reach_model.reach(client, layers)
     for layer, covers, reach in zip(layers, covered, reached, strict=True):
         if covers and reach < LEAST_REACH:
             raise UpdateError(
@@ -206,7 +206,7 @@ def effective_weights(
 
     Σn is over those that count in the layer. The mean of n is over all ``samples``, and t one
     division of whole numbers. e is the expectation of 1 / k if the client is there and 0 if not
-    (:func:`gradshard_core.stragglers.participation.expected_shares`).
+    (:func:`gradshard_core.stragglers.layer_reach.expected_shares`).
 
     Parameters
     ----------
@@ -219,8 +219,8 @@ def effective_weights(
     coverage
         The layers that each contributor holds.
     samples
-        By client: at least the contributors' numbers of samples. What is known of clients that sent
-        nothing makes the balanced rule's mean right.
+        By client: at least the contributors' numbers of samples. Give those of clients that sent
+        nothing, too, if they are known: the balanced rule needs their mean.
 
     Returns
     -------
@@ -287,12 +287,12 @@ def _weigh_salf(
     coverage: Mapping[str, Coverage],
     samples: Mapping[str, int],
 ) -> tuple[LayerWeights, ...]:
-    if rule.participation is None or isinstance(rule.participation, PastRounds):
+    if rule.reach_model is None or isinstance(rule.reach_model, PastRounds):
         raise SpecError("rule salf needs p, or a model that gives it")
     contributors = sorted(coverage)
-    missed = misses(rule.participation, clients, layers)
+    missed = misses(rule.reach_model, clients, layers)
     counted = samples if rule.by_samples else dict.fromkeys(contributors, 1)
-    expected = _expected_by_layer(rule.participation, clients, layers, missed)
+    expected = _expected_by_layer(rule.reach_model, clients, layers, missed)
     targets = _targets(counted, len(clients))
     weighed = []
     for index, (layer, p) in enumerate(zip(layers, missed, strict=True)):
@@ -307,18 +307,18 @@ def _weigh_salf(
 
 
 def _expected_by_layer(
-    participation: GivenMisses | Participation,
+    reach_model: GivenMisses | ReachModel,
     clients: Sequence[Client],
     layers: Sequence[Layer],
     missed: Sequence[float],
 ) -> Iterator[dict[Client, float]]:
     """Yield e by client, layer by layer."""
-    if isinstance(participation, GivenMisses):
+    if isinstance(reach_model, GivenMisses):
         # All that is known is p: clients are taken to be alike.
         for p in missed:
             yield dict.fromkeys(clients, (1.0 - p) / len(clients))
     else:
-        for reached in reach_by_layer(participation, clients, layers):
+        for reached in reach_by_layer(reach_model, clients, layers):
             yield dict(zip(clients, expected_shares(reached), strict=True))
 
 

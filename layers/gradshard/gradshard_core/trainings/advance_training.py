@@ -9,7 +9,7 @@ from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.records.round_spec import with_room
+from gradshard_core.records.stored_spec import with_room
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -19,11 +19,11 @@ from gradshard_core.records.training_state import (
     read_training_spec,
 )
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.announcing import announce
-from gradshard_core.trainings.closing import close_round, forget_noise
-from gradshard_core.trainings.dismissal import dismiss_updates
+from gradshard_core.trainings.ended_round import forget_noise, record_ended_round
 from gradshard_core.trainings.inviting import next_round, training_round
 from gradshard_core.trainings.round_outcome import read_outcome
+from gradshard_core.trainings.stale_updates import reject_stale_updates
+from gradshard_core.trainings.training_events import publish_if_stopped
 
 STEPS_PER_RUN: Final = 100
 """Steps of an execution, each a round at most, before a successor takes over. Step Functions fails
@@ -95,7 +95,7 @@ def advance_training(
             if outcome is None:
                 is_pending = True
                 return state
-            closed = close_round(store, keys, spec, state, outcome, now)
+            closed = record_ended_round(store, keys, spec, state, outcome, now)
         else:
             closed = state
         if closed.status == RUNNING and step - state.first_step >= STEPS_PER_RUN:
@@ -103,7 +103,7 @@ def advance_training(
         else:
             following = next_round(store, keys, spec, closed, now, aggregator)
         if spec.is_buffered:
-            following = dismiss_updates(store, keys, spec, state, following)
+            following = reject_stale_updates(store, keys, spec, state, following)
         forget_noise(store, state, following)
         return replace(following, step=step + 1, changed_at=now.isoformat())
 
@@ -113,7 +113,7 @@ def advance_training(
         return asked | {"status": SETTLE, "round": state.invitation.round_id}
     answer = _answer(store, keys, spec, state, run, step)
     if answer["status"] == state.status:
-        announce(store, name, state)
+        publish_if_stopped(store, name, state)
     return asked | answer
 
 

@@ -1,5 +1,6 @@
 """Decide whether a training has a next round, and invite clients to it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -8,8 +9,8 @@ from gradshard_core.formats import metrics
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.spec import DEFAULT_TIMEOUT, RoundSpec
-from gradshard_core.planning.spec_parsing import parse_new_spec
+from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT, RoundSpec
+from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -24,7 +25,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import sampling
-from gradshard_core.trainings.closing import ended, paused
+from gradshard_core.trainings.ended_round import ended, paused
 
 LOOKS_FOR_MEMBERS: Final = 60
 """The number of looks for enough members before the training pauses."""
@@ -64,15 +65,15 @@ def next_round(
         # Its noise hides one update of each client.
         members = tuple(sorted({*members}.difference(state.tree.taken)))
     if len(members) < spec.needed():
-        return _gather(spec, state, len(members), now)
-    invited, awaited = sampling.count_invited(spec, len(members))
+        return _wait_for_members(spec, state, len(members), now)
     number = state.completed if is_evaluation else state.completed + 1
-    drawn = sampling.draw(
-        members,
-        invited,
-        seed=f"{spec.seed} {keys.name} {number} {is_evaluation} {state.draw}",
-        silent=state.silent,
-    )
+    if spec.secret_sample is not None and len(members) > spec.most_drawn:
+        return paused(
+            state,
+            f"{len(members)} clients have joined, and all may be drawn for a round, which has "
+            f"{spec.most_drawn} at most: have some leave, and resume the training",
+        )
+    drawn, awaited = _drawn(spec, state, members, f"{keys.name} {number} {is_evaluation}")
     invitation = Invitation(
         keys.round_id(number, state.repetition, is_evaluation=is_evaluation),
         number,
@@ -85,8 +86,22 @@ def next_round(
     )
     there = {*members, *(state.tree.taken if state.tree else ())}
     silent = {client: missed for client, missed in state.silent.items() if client in there}
-    following = replace(state, invitation=invitation, gathers_since=None, silent=silent)
+    following = replace(
+        state, invitation=invitation, lacks_members_since=None, silent=silent, drawn=()
+    )
     return _within_budget(keys, spec, following, current, aggregator)
+
+
+def _drawn(
+    spec: TrainingSpec, state: TrainingState, members: Sequence[str], which: str
+) -> tuple[tuple[str, ...], int]:
+    """Return the clients that a round invites, and how many of them it awaits."""
+    if spec.secret_sample is not None:
+        drawn = state.drawn or sampling.draw_in_secret(members, spec.secret_sample.probability)
+        return drawn, len(drawn)
+    invited, awaited = sampling.count_invited(spec, len(members))
+    seed = f"{spec.seed} {which} {state.redraws}"
+    return sampling.draw(members, invited, seed=seed, silent=state.silent), awaited
 
 
 def _settings(spec: TrainingSpec, number: int) -> dict[str, Any]:
@@ -111,7 +126,7 @@ def _await_updates(
         version=current.number,
         settings=_settings(spec, number),
     )
-    return replace(state, invitation=invitation, gathers_since=None)
+    return replace(state, invitation=invitation, lacks_members_since=None)
 
 
 def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState) -> RoundSpec:
@@ -122,7 +137,7 @@ def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState)
         return evaluation_spec(spec, invitation.clients, invitation.awaited)
     if spec.is_buffered:
         oldest = state.oldest_version(spec.staleness)
-        return spec.buffer_spec(keys.name, oldest, state.again)
+        return spec.buffer_spec(keys.name, oldest, state.repeated_round)
     return synchronous_round(keys, spec, state)
 
 
@@ -163,19 +178,21 @@ def _asked_to_end(spec: TrainingSpec, state: TrainingState, now: datetime) -> Tr
     return None
 
 
-def _gather(spec: TrainingSpec, state: TrainingState, members: int, now: datetime) -> TrainingState:
+def _wait_for_members(
+    spec: TrainingSpec, state: TrainingState, members: int, now: datetime
+) -> TrainingState:
     """Return a state that waits for clients to join, as long as for their updates."""
-    since = state.gathers_since or now.isoformat()
+    since = state.lacks_members_since or now.isoformat()
     timeout = int(spec.round.get("timeout") or DEFAULT_TIMEOUT)
     if (now - datetime.fromisoformat(since)).total_seconds() >= timeout:
         return paused(
-            replace(state, gathers_since=None),
+            replace(state, lacks_members_since=None),
             f"too few clients have joined{_taken(state)}: {members}, and a round needs "
             f"{spec.needed()}; it was waited for {timeout} s. Resume the training when enough have "
             "joined",
         )
     until = now + timedelta(seconds=max(spec.poll_seconds, timeout / LOOKS_FOR_MEMBERS))
-    return replace(state, gathers_since=since, waits_until=until.isoformat())
+    return replace(state, lacks_members_since=since, waits_until=until.isoformat())
 
 
 def _taken(state: TrainingState) -> str:

@@ -9,8 +9,8 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import RUNNING, TrainingState, change_state
 from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.announcing import announce
-from gradshard_core.trainings.closing import forget_noise, paused
+from gradshard_core.trainings.ended_round import forget_noise, paused
+from gradshard_core.trainings.training_events import publish_if_stopped
 
 
 def pause_training(
@@ -46,5 +46,5 @@ def pause_training(
 
     state = change_state(store, TrainingKeys(name), change)
     if state.run == run:
-        announce(store, name, state)
+        publish_if_stopped(store, name, state)
     return {"training": name, "status": state.status, "error": error, "cause": state.cause or ""}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from gradshard_core.aggregation import buffers
+from gradshard_core.aggregation import model_buffers
 from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.keys import ModelKeys, TrainingKeys
@@ -12,7 +12,7 @@ from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records import model_registry
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
-from gradshard_core.rounds.asking import NO_KEEPER
+from gradshard_core.rounds.keeper_wait import NO_KEEPER
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -64,7 +64,7 @@ def start_training(
     optimizer = spec.server_optimizer
     newest = model_registry.read_current(store, optimizer.model)
     if optimizer.buffers:
-        buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
+        model_buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
     if (masked := spec.terms.masked) is not None:
         if not has_keeper:
             raise SpecError(f"masked: {NO_KEEPER}")
@@ -79,7 +79,7 @@ def start_training(
     first = newest.number
     tree = None if spec.noise_tree is None else NoiseTree()
     state = TrainingState(
-        RUNNING, 1, 0, first, started, started, first_version=first, dismissed=first, tree=tree
+        RUNNING, 1, 0, first, started, started, first_version=first, settled_before=first, tree=tree
     )
     store.put_json(keys.state, state.to_json(), replaces=None)
     return {"training": name, "run": 1, "step": 0}

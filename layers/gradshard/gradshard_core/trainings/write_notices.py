@@ -16,7 +16,7 @@ from gradshard_core.formats.keys import (
     RoundKeys,
     TrainingKeys,
     is_client,
-    parse_knock_key,
+    parse_renewal_key,
 )
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.masking import Agreement
@@ -24,12 +24,12 @@ from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.notice import Notice, NoticeUrls, seen_by
-from gradshard_core.records.ticket_record import (
+from gradshard_core.records.ticket_urls import (
     METADATA_ROOM_BYTES,
     Presigner,
+    build_ticket,
     max_update_bytes,
     sent_layout,
-    ticket_record,
 )
 from gradshard_core.records.training_state import (
     ENDED,
@@ -58,26 +58,27 @@ def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
     store, signer
         The bucket, and what signs URLs.
     key
-        The object that was created: a knock, or a training's state. Of a state that goes on, those
-        of the invited clients are written; of the last one, and in a buffered training, all.
+        The object that was created: a renewal request, or a training's state. If the training goes
+        on, the notices of the invited clients are written; if it has ended, and in a buffered
+        training, all.
 
     Returns
     -------
     dict
         ``training`` and the number of notices that were ``written``.
     """
-    knock = parse_knock_key(key)
-    if knock is None:
+    renewal = parse_renewal_key(key)
+    if renewal is None:
         return {"training": None, "written": 0}
-    keys = TrainingKeys(knock.training)
-    holders = set(_holders(store, keys)) if knock.client is None else {knock.client}
+    keys = TrainingKeys(renewal.training)
+    holders = set(_holders(store, keys)) if renewal.client is None else {renewal.client}
     if not holders:
         return {"training": keys.name, "written": 0}
     spec, state = read_training_spec(store, keys), read_state(store, keys)
     if spec is None or state is None:
         return {"training": keys.name, "written": 0}
     invitation = state.invitation
-    if knock.client is None and state.status != ENDED and not (invitation and invitation.is_open):
+    if renewal.client is None and state.status != ENDED and not (invitation and invitation.is_open):
         holders &= set(invitation.clients) if invitation else set()
     writer = _Writer(store, signer, keys, spec)
     with ThreadPoolExecutor(WRITERS) as pool:
@@ -127,7 +128,7 @@ class _Writer:
             self._ticket(client, state, now),
             NoticeUrls(
                 signer.presign_read(self._keys.notice(client), SECONDS),
-                signer.presign_empty(self._keys.knock(client), SECONDS),
+                signer.presign_empty(self._keys.renewal(client), SECONDS),
             ),
             now.isoformat(),
         )
@@ -157,7 +158,7 @@ class _Writer:
         if not invitation.is_evaluation:
             layout = model_registry.layout_of(self._store, version.tensors)
             terms = self._terms(layout, self._agreement(state))
-        return ticket_record(
+        return build_ticket(
             self._signer,
             RoundKeys(invitation.answered_to(self._keys)),
             client,

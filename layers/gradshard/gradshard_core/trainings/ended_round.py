@@ -1,0 +1,243 @@
+"""After a round of a training has ended: write its record, decide whether to go on."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys, base_version, sender_of
+from gradshard_core.formats.metrics import MAX_KEPT
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import short_etag
+from gradshard_core.records.noise_key import delete_noise_key
+from gradshard_core.records.training_state import (
+    ENDED,
+    PAUSED,
+    Best,
+    Invitation,
+    TrainingState,
+)
+from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.round_outcome import Outcome
+
+
+def record_ended_round(
+    store: S3Store,
+    keys: TrainingKeys,
+    spec: TrainingSpec,
+    state: TrainingState,
+    outcome: Outcome,
+    now: datetime,
+) -> TrainingState:
+    """Record a round that has ended, and return the state of the training after it."""
+    invitation = state.invitation
+    assert invitation is not None  # noqa: S101 - for mypy: a round has ended
+    store.put_json(keys.record(invitation.round_id), _record(spec, invitation, outcome, now))
+    kind = "evaluate" if invitation.is_evaluation else "train"
+    after = replace(
+        state,
+        invitation=None,
+        silent=_silent(state, invitation, outcome),
+        dollars=state.dollars + outcome.dollars,
+        tree=_in_tree(spec, state, outcome),
+        drawn=() if spec.secret_sample is None else invitation.clients,
+    )
+    if not outcome.is_completed:
+        if spec.is_buffered:
+            after = replace(
+                after,
+                repeated_round=invitation.round_id if outcome.is_planned else after.repeated_round,
+                suspects=tuple(sorted({*after.suspects, *map(sender_of, outcome.bad)})),
+            )
+        return _repeat(spec, after, invitation, outcome, now)
+    after = replace(
+        after,
+        failures=0,
+        repetition=0,
+        redraws=0,
+        last_dollars={**state.last_dollars, kind: outcome.dollars},
+    )
+    if invitation.is_evaluation:
+        after = replace(after, evaluated=invitation.number)
+        return _judge(spec, after, invitation.version, outcome)
+    made = outcome.version
+    after = replace(
+        after,
+        completed=invitation.number,
+        version=made,
+        last_round=invitation.round_id,
+        clip=outcome.next_clip,
+        drawn=(),
+        counted=_counted(spec, state, outcome),
+        repeated_round=None,
+        suspects=(),
+    )
+    if made != invitation.version + 1:
+        return paused(
+            replace(after, first_version=made or after.first_version),
+            f"round {invitation.round_id!r} was to make version {invitation.version + 1} of model "
+            f"{spec.server_optimizer.model!r} and made {made}: others changed the model just "
+            "before it was opened, or opened a round of that name. Resume the training to go on "
+            "from the current version",
+        )
+    if spec.evaluate_every is None and made is not None:
+        return _judge(spec, after, made, outcome)
+    return after
+
+
+def _in_tree(spec: TrainingSpec, state: TrainingState, outcome: Outcome) -> NoiseTree | None:
+    """Return where a training is in its tree of noise, after a round.
+
+    Of a round that was planned, noise may have been drawn: neither it nor its clients serve again.
+    """
+    tree, invitation = state.tree, state.invitation
+    if tree is None or spec.noise_tree is None or invitation is None or invitation.is_evaluation:
+        return tree
+    if not outcome.is_planned:
+        return replace(tree, is_forgotten=False)
+    return tree.after(
+        invitation.round_id,
+        invitation.clients,
+        spec.noise_tree,
+        is_completed=outcome.is_completed,
+    )
+
+
+def _counted(
+    spec: TrainingSpec, state: TrainingState, outcome: Outcome
+) -> Mapping[str, Mapping[str, str]]:
+    """Return which updates of a buffered training have counted."""
+    if not spec.is_buffered:
+        return {}
+    counted = {version: dict(clients) for version, clients in state.counted.items()}
+    for update in outcome.updates:
+        version = base_version(update.key)
+        client = sender_of(update.client)
+        counted.setdefault(str(version), {})[client] = short_etag(update.etag)
+    return counted
+
+
+def paused(state: TrainingState, cause: str) -> TrainingState:
+    """Return a state in which the training waits for its operator."""
+    return replace(state, status=PAUSED, cause=cause, waits_until=None, tree=_forgotten(state))
+
+
+def ended(state: TrainingState, cause: str) -> TrainingState:
+    """Return the last state of a training."""
+    return replace(state, status=ENDED, cause=cause, waits_until=None, tree=_forgotten(state))
+
+
+def _forgotten(state: TrainingState) -> NoiseTree | None:
+    """Return the tree without noise that is to be taken out: no key is kept for later."""
+    invitation = state.invitation
+    is_under_way = invitation is not None and not invitation.is_evaluation
+    return state.tree and state.tree.forget(is_under_way=is_under_way)
+
+
+def forget_noise(store: S3Store, before: TrainingState, after: TrainingState) -> None:
+    """Delete the keys of noise that is not taken out of the model later; safe to repeat.
+
+    Called before the state after it is written: then whoever repeats the step deletes them, too.
+    """
+    for round_id in sorted(before.noise_rounds - after.noise_rounds):
+        delete_noise_key(store, RoundKeys(round_id))
+
+
+def _record(
+    spec: TrainingSpec, invitation: Invitation, outcome: Outcome, now: datetime
+) -> dict[str, Any]:
+    stated = asdict(outcome)
+    updates = stated.pop("updates")
+    kept = {*list(outcome.metrics)[:MAX_KEPT], spec.stop and spec.stop.metric}
+    stated["metrics"] = {n: mean for n, mean in outcome.metrics.items() if n in kept}
+    if more := len(outcome.metrics) - len(stated["metrics"]):
+        stated["notes"] += (f"{more} more metrics, which fewer clients sent, are not kept",)
+    return {
+        **asdict(invitation),
+        **stated,
+        "staleness": {
+            update["client"]: update["staleness"]
+            for update in updates
+            if base_version(update["key"]) is not None
+        },
+        "base_version": invitation.version,
+        "closed_at": now.isoformat(),
+    }
+
+
+def _silent(state: TrainingState, invitation: Invitation, outcome: Outcome) -> dict[str, int]:
+    """Count the invitations in a row that clients have missed."""
+    silent = dict(state.silent)
+    answered = outcome.answered
+    # With over-selection a round does not wait for the slower clients: they have missed nothing.
+    is_cut_short = len(answered) >= invitation.awaited
+    for client in invitation.clients:
+        if client in answered:
+            silent.pop(client, None)
+        elif not is_cut_short:
+            silent[client] = silent.get(client, 0) + 1
+    return silent
+
+
+def _repeat(
+    spec: TrainingSpec,
+    state: TrainingState,
+    invitation: Invitation,
+    outcome: Outcome,
+    now: datetime,
+) -> TrainingState:
+    """Return the state after a round that failed: it is repeated, or the training pauses."""
+    # In buffered mode a bad update, which has to be sent anew each time, does not stop a training.
+    is_of_senders = spec.is_buffered and bool(outcome.bad)
+    failures = state.failures + (not is_of_senders)
+    state = replace(state, repetition=state.repetition + 1)
+    said = f"round {invitation.round_id!r} failed ({outcome.error}): {outcome.cause}"
+    if outcome.error in {"ModelStateError", "PrivacyBudgetError"}:
+        return paused(replace(state, failures=0), said)
+    if spec.terms.masked is not None and outcome.is_planned:
+        # A second sum over nearly the same updates tells more than the average of either.
+        return paused(
+            replace(state, failures=0),
+            f"{said}. The keeper was asked for its masks, and may answer: nothing is repeated by "
+            "itself. Resume the training to have clients train anew for another round",
+        )
+    if failures > spec.repeats:
+        times = "" if failures == 1 else f" It was tried {failures} times."
+        return paused(replace(state, failures=0), said + times)
+    # Other clients may answer; the same ones give the same bits.
+    redraws = state.redraws + (outcome.error == "QuorumError")
+    until = (now + timedelta(seconds=spec.repeat_after)).isoformat()
+    return replace(state, failures=failures, redraws=redraws, waits_until=until)
+
+
+def _judge(
+    spec: TrainingSpec, state: TrainingState, version: int, outcome: Outcome
+) -> TrainingState:
+    """Compare a version with the best one, and end the training if its rule says so."""
+    rule = spec.stop
+    if rule is None:
+        return state
+    value = outcome.metrics.get(rule.metric)
+    if value is None:
+        sent = ", ".join(outcome.metrics) or "none at all"
+        return paused(
+            state,
+            f"no client sent the metric {rule.metric!r}, by which the training stops; those that "
+            f"they sent: {sent}. Stop the training, and start one with another rule",
+        )
+    best = state.best
+    if rule.is_better(value, best.value if best else None):
+        best = Best(version, state.completed, rule.metric, value)
+        state = replace(state, best=best, values_since_best=0)
+    else:
+        state = replace(state, values_since_best=state.values_since_best + 1)
+    if rule.is_reached(value):
+        return ended(state, f"{rule.metric} is {value:g} after round {state.completed}")
+    if rule.patience is not None and state.values_since_best >= rule.patience and best is not None:
+        return ended(
+            state,
+            f"{rule.metric} has not become better than {best.value:g}, that of version "
+            f"{best.version}, {state.values_since_best} times in a row",
+        )
+    return state

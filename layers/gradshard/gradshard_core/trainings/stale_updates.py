@@ -1,0 +1,71 @@
+"""Reject updates of a buffered training that are too old to count; each sender reads why."""
+
+from dataclasses import replace
+from functools import partial
+
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.planning.plan_parts import Rejection
+from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.records.inbox import list_uncounted
+from gradshard_core.records.training_state import ENDED, TrainingState
+from gradshard_core.rounds import arrivals
+from gradshard_core.s3.store import S3Store
+
+
+def reject_stale_updates(
+    store: S3Store,
+    keys: TrainingKeys,
+    spec: TrainingSpec,
+    state: TrainingState,
+    following: TrainingState,
+) -> TrainingState:
+    """Reject the updates that can count no more; return the state after that.
+
+    An update may arrive while the state changes, and be accepted by the state before. So these are
+    the updates that are too old for the state as it is written already: whoever looks at one of
+    them later rejects it.
+
+    Parameters
+    ----------
+    store, keys, spec
+        The training.
+    state
+        As it is written.
+    following
+        As it will be.
+    """
+    oldest = state.oldest_version(spec.staleness)
+    if following.status == ENDED:
+        newest = max(oldest, state.version or 0, following.version or 0)
+        versions = range(state.settled_before, newest + 1)
+        _reject(store, keys, following, versions, f"has ended: {following.cause}")
+        return following
+    versions = range(state.settled_before, oldest)
+    if not versions:
+        return following
+    _reject(store, keys, following, versions, f"takes updates from version {oldest} on by now")
+    for version in versions:
+        # For late events: the state is to name the updates of a few versions only.
+        store.put_json(keys.inbox(version).counted, following.counted.get(str(version), {}))
+    kept = {v: clients for v, clients in following.counted.items() if int(v) >= oldest}
+    return replace(following, settled_before=oldest, counted=kept)
+
+
+def _reject(
+    store: S3Store, keys: TrainingKeys, following: TrainingState, versions: range, why: str
+) -> None:
+    uncounted = list_uncounted(store, keys, following.counted, versions)
+    for version in sorted({arrival.version for arrival in uncounted}):
+        inbox = keys.inbox(version)
+        rejections = [
+            Rejection(
+                a.client, f"{inbox.update(a.client)}: training {keys.name!r} {why}", a.entry.etag
+            )
+            for a in uncounted
+            if a.version == version
+        ]
+        arrivals.reject_all(store, rejections, partial(_same, inbox))
+
+
+def _same(inbox: RoundKeys, _client: str) -> RoundKeys:
+    return inbox
