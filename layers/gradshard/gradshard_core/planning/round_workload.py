@@ -70,10 +70,11 @@ def workload_of(
 def lists_of(spec: RoundSpec) -> Lists:
     """Return what a round stores besides its plan and its result."""
     return Lists(
-        is_named=not isinstance(spec.clients, int),
+        is_named=not (isinstance(spec.clients, int) or spec.enough_clients or spec.eager),
         ids_in_pieces=isinstance(spec.clients, StoredList),
         assigns=spec.assignments is not None,
         has_speeds=spec.assignments is not None and spec.assignments.after is not None,
         shows_clipped=spec.measures and spec.dp is None,
         draws_noise=spec.aggregator_noise is not None,
+        waits_again=spec.eager or spec.masked is not None,
     )
