@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint lint-templates check check-style check-units-slow check-units-others coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve docs-tables demo demo-masked deploy requirements clean
+.PHONY: help setup format lint lint-templates check check-style check-units-slow check-units-others coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -136,17 +136,17 @@ test-exports: setup ## Export a training's metrics with the real MLflow and Tens
 test-privacy: setup ## Run the tests that need dp-accounting, in an environment of their own
 	$(PYTHON) -m venv .venv-privacy
 	.venv-privacy/bin/pip install --quiet --disable-pip-version-check '.[privacy,masked]' $(TEST_PACKAGES)
-	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_accounting.py \
+	.venv-privacy/bin/python -m pytest -q -p no:cacheprovider tests/unit/client/test_privacy_accounting.py \
 		tests/examples/test_privacy.py
 
 # Not into .venv: it needs older releases than ours.
-.venv-second/installed: tests/second/requirements.txt
+.venv-second/installed: tests/localstack/requirements.txt
 	$(PYTHON) -m venv --clear .venv-second
 	.venv-second/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
 	@touch $@
 
-test-second: setup .venv-second/installed ## Run rounds on a second engine, LocalStack, in an environment of its own
-	SECOND_ENGINE=.venv-second/bin/python $(BIN)/pytest --quiet tests/second
+test-second: setup .venv-second/installed ## Run rounds on LocalStack, a second engine, in an environment of its own
+	LOCALSTACK_PYTHON=.venv-second/bin/python $(BIN)/pytest --quiet tests/localstack
 
 # Debian's packages: radosgw ceph-mon ceph-osd.
 test-ceph: setup ## Check signatures and tickets against Ceph's S3 gateway, if it is installed
@@ -186,9 +186,6 @@ docs: setup ## Build the documentation site into site/
 docs-serve: docs ## Show the site at http://localhost:8000
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site 8000
 
-docs-tables: setup ## Write the tables of options into docs/formats.md
-	$(BIN)/python -m docs.tables
-
 demo: setup ## Train a model with the local engine, then average updates of the size of ResNet-18
 	$(BIN)/python examples/digits/demo.py
 
@@ -204,7 +201,7 @@ requirements: setup ## Pin the newest allowed versions of the dependencies
 		--output-file layers/gradshard/requirements.txt
 	$(UV_COMPILE) --upgrade --constraint requirements-dev.txt --group keeper \
 		--output-file layers/keeper/requirements.txt
-	$(UV_COMPILE) --upgrade --output-file tests/second/requirements.txt tests/second/requirements.in
+	$(UV_COMPILE) --upgrade --output-file tests/localstack/requirements.txt tests/localstack/requirements.in
 	$(UV_COMPILE) --upgrade --output-file benchmarks/requirements.txt benchmarks/requirements.in
 
 clean: ## Remove everything that these targets made

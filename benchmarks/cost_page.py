@@ -89,9 +89,10 @@ minute.
 
 *Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* are Step
 Functions, the functions around the tasks, notifications, Lambda's fee per invocation, and cold
-starts. *On a slow network* is the total at the bandwidth that the paper of GradsSharding measured
-(*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a function. The other columns assume what
-the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
+starts ([in detail](#what-the-fees-are)). *On a slow network* is the total at the bandwidth that the
+paper of GradsSharding measured (*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a
+function. The other columns assume what the planner assumes (*burst*):
+{speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
 
 ![Dollars against size](cost-size.svg)
 
@@ -103,19 +104,13 @@ def _choices_section() -> str:
     return f"""
 ## What you can do about it
 
-| to pay less | how |
-| --- | --- |
-| Take more time | `--time-budget`: [what a time budget costs](#what-a-time-budget-costs) |
-| Use arm64 | It is the default, and {100 * _discount():.0f} % cheaper per second than x86-64 |
-| Choose tasks' memory | `AggregatorMemory`: [why 192 MB and a minute](#why-192-mb-and-a-minute) |
-| Keep updates within {transfers.SINGLE_PUT_BYTES // MIB} MiB | {_PARTS} |
-| Keep objects for fewer days | `RetentionDays`; storage is not in the figures |
+- Take [more time](#what-a-time-budget-costs): `--time-budget`.
+- Use arm64, the default: it is {100 * _discount():.0f} % cheaper per second than x86-64.
+- Choose [tasks' memory](#why-192-mb-and-a-minute): `AggregatorMemory`.
+- Send less: [compress](#savings-by-compression), or train in BF16. An update over
+  {transfers.SINGLE_PUT_BYTES // MIB} MiB is sent in parts, which are requests.
+- Keep objects for fewer days (`RetentionDays`). Storage is not in the figures.
 """
-
-
-_PARTS: Final = (
-    "float16 or BF16 halve the size; a larger update is sent in parts, which are requests"
-)
 
 
 def _discount() -> float:
@@ -241,16 +236,13 @@ def _codecs_section() -> str:
     for model in models:
         for codec in (None, *(name for name in CODECS if name != "fp8")):
             projected = _compressed_round(model, codec)
-            bill = projected.bill
-            s3 = bill.s3_aggregators + bill.s3_clients
-            amounts = (bill.lambda_, s3, bill.total - bill.lambda_ - s3, bill.total)
-            cells = (str(projected.shards), f"{projected.seconds:.0f}")
             rows.append(
                 (
                     model.name,
                     "F32" if codec is None else f"`{codec}`",
-                    *cells,
-                    *(f"{1000 * amount:.2f}" for amount in amounts),
+                    str(projected.shards),
+                    f"{projected.seconds:.0f}",
+                    f"{1000 * projected.bill.total:.2f}",
                 )
             )
     published = " and ".join(f"${_published(model):.2f} for {model.name}" for model in models)
@@ -260,7 +252,7 @@ def _codecs_section() -> str:
 All clients [compress their updates](compression.md); tasks of {DEFAULT_MEMORY_MB} MB, M for a
 minute, *burst*. `fp8` costs what `int8` costs, and `topk` keeps 1 %.
 
-{format_table(("model", "codec", "M", "seconds", "Lambda", "S3 requests", "fees", "total"), rows)}
+{format_table(("model", "codec", "M", "seconds", "total"), rows)}
 
 The result that clients download is F32. GradsSharding's authors measured {published}, without
 fees.
@@ -284,20 +276,14 @@ def _published(model: measurements.Model) -> float:
 
 def _fan_out_section() -> str:
     seconds = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
-    rows = [
-        (way.label, *(f"{1000 * amount:.3f}" for amount in way.dollars))
-        for way in claims.fan_outs(seconds)
-    ]
-    titles = ("", *(f"M={m}" for m in claims.FAN_OUT_SHARDS))
+    ways = claims.fan_outs(seconds)
+    plain, deployed = (1000 * ways[place].dollars[-1] for place in (0, claims.AS_DEPLOYED))
     return f"""
 ## What starting tasks costs
 
-The fee of Step Functions for starting tasks of {seconds:.0f} s:
-
-{format_table(titles, rows)}
-
-[Decision 5](decisions/0005-express-children-of-forty-tasks.md) has the reason for children of
-{limits.INLINE_ITERATIONS} tasks.
+To start {claims.FAN_OUT_SHARDS[-1]} tasks of {seconds:.0f} s, Step Functions charges
+${deployed:.2f}. With a Standard child for each task, it would charge ${plain:.2f}
+([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
 """
 
 
@@ -323,10 +309,10 @@ def _assumptions_section() -> str:
   MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771).
 - {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; a processor is
   {limits.MB_PER_VCPU} MB. This and the bandwidth hold for every system.
-- Each function of a round starts cold once. Lambda bills the INIT phase
-  ([AWS]({INIT_BILLED})): {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and
-  {speeds.TASK_INIT_CPU_SECONDS:g} (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of
-  imports (measured), at the processor's share of the memory. *Seconds* are those of warm functions.
+- Each function of a round starts cold once, which [Lambda bills]({INIT_BILLED}):
+  {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and {speeds.TASK_INIT_CPU_SECONDS:g}
+  (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of imports (measured). *Seconds* are
+  those of warm functions.
 - Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
   deadline's schedule ($0.001 per thousand rounds).
 - All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers

@@ -15,7 +15,7 @@ from botocore.config import Config
 
 from benchmarks.servers import BUCKET, REGION, aws_environment
 from gradshard.deployment import engine_start_stop
-from gradshard.deployment.gate import read_credentials
+from gradshard.deployment.engine_gate import read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
 if TYPE_CHECKING:

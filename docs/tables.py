@@ -2,8 +2,8 @@
 
 In a page such a table stands between `<!-- table: NAME -->` and `<!-- end of table -->`. NAME is
 `commands`, `round options`, `training options`, or one of `parameters`, `outputs` and `functions`,
-of template.yaml. `docs/conf.py` fills in all tables when it builds the site. Those of `PAGES` are
-in the repository, too: `make docs-tables` writes them anew.
+of template.yaml. `docs/conf.py` fills it in when it builds the site. In the repository, a sentence
+may stand there instead.
 """
 
 import re
@@ -21,7 +21,6 @@ from gradshard_core.planning.option_kinds import Option
 from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS
 
 DOCS: Final = Path(__file__).parent
-PAGES: Final = (DOCS / "formats.md",)
 
 _TABLE: Final = re.compile(r"(<!-- table: (.+?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _WHERE: Final = ("--stack", "--region", "--profile", "--local", "--port")
@@ -216,14 +215,3 @@ def _rows(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
 def _text(text: str) -> str:
     """Return text for a table's cell."""
     return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
-
-
-def write() -> None:
-    """Write all tables anew."""
-    for page in PAGES:
-        text = page.read_text()
-        page.write_text(filled(text))
-
-
-if __name__ == "__main__":
-    write()

@@ -16,7 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 import attacks
-from gradshard.client.accounting import epsilon_of
+from gradshard.client.privacy_accounting import epsilon_of
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Reduction, Source, Zone, aggregate
 from gradshard_core.aggregation.noise import NoiseSource

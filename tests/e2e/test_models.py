@@ -110,7 +110,7 @@ def test_an_update_of_another_model_is_not_sent(federation: Federation) -> None:
     ticket.submit(tensors(2), 1)
     again.wait(SECONDS)
     unapplied = federation.open_round("shape-3", ["a"])
-    with pytest.raises(RoundStateError, match="is not applied to a model"):
+    with pytest.raises(RoundStateError, match="makes no version of a model"):
         TicketRound(unapplied.ticket("a", max_bytes=1000)).fetch_model()
     assert federation.model("shape").current().number == 3
 
@@ -128,7 +128,7 @@ def test_a_round_whose_model_moved_on_fails_and_says_so(
     assert deployed.open_uploads("moved-1") == []
     with pytest.raises(RoundFailed, match="there is no model 'none'"):
         federation.open_round("moved-2", ["a"], server_optimizer={"model": "none"}).wait(SECONDS)
-    with pytest.raises(RoundStateError, match="'moved-3' is not applied to a model"):
+    with pytest.raises(RoundStateError, match="'moved-3' makes no version of a model"):
         federation.open_round("moved-3", ["a"]).fetch_model()
 
 

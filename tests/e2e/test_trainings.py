@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
+from gradshard.client.external_program import Program
 from gradshard.client.participation import Participation
-from gradshard.client.program import Program
 from gradshard.client.training import Training
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import TrainingFailed, WaitTimeoutError

@@ -97,10 +97,11 @@ def test_an_order_that_costs_too_much_is_rejected(
     assert round_.go() == {"status": "completed"}
     reason = round_.store.get_json(round_.keys.rejection("c"))["reason"]
     assert reason == (
-        f"{round_.keys.update('c')}: its tensors stand in another order than the round's, so "
-        "reading its 8000 bytes takes 3 further requests and 6400 bytes of gaps, over the 8 "
-        "requests or gaps of 1000 bytes that an update of that size may take; write its tensors in "
-        "the round's order, as gradshard's own client does where the round has a layout or a model"
+        f"{round_.keys.update('c')}: its tensors stand in another order than the round's. So "
+        "reading its 8000 bytes takes 3 further requests and reads 6400 bytes in vain. An update "
+        "of that size may take 8 further requests, and 1000 bytes in vain count as one; write its "
+        "tensors in the round's order, as gradshard's own client does where the round has a layout "
+        "or a model"
     )
 
 
@@ -118,4 +119,7 @@ def test_runs_that_do_not_fit_into_the_tasks_memory_are_rejected(
     assert round_.go() == {"status": "completed"}
     assert round_.store.get_json(round_.keys.rejection("d")) is None
     reason = round_.store.get_json(round_.keys.rejection("c"))["reason"]
-    assert "in 9 runs; with 3 further ones of other updates they are over the 10 that" in reason
+    assert (
+        "in 9 separate stretches; with 3 further ones of other updates these are over the 10 that"
+        in reason
+    )

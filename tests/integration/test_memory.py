@@ -197,7 +197,7 @@ def test_the_peak_stays_under_the_projection(store: S3Store, clients: int, dtype
 @pytest.mark.parametrize(
     ("clients", "dtype", "tensors"), [(20, "BF16", 1), (64, "F32", 1), (20, "F32", 50)]
 )
-def test_so_does_that_of_robust_rules(
+def test_the_peak_of_robust_rules_stays_under_the_projection(
     store: S3Store, rule: str, clients: int, dtype: str, tensors: int
 ) -> None:
     name = f"memory-{rule.replace('_', '-')}-{clients}-{dtype}-{tensors}"
@@ -214,7 +214,9 @@ def test_so_does_that_of_robust_rules(
 
 
 @pytest.mark.parametrize(("clients", "dtype"), [(2, "F32"), (64, "F32"), (20, "BF16")])
-def test_so_does_the_peak_of_a_private_sum(store: S3Store, clients: int, dtype: str) -> None:
+def test_the_peak_of_a_private_sum_stays_under_the_projection(
+    store: S3Store, clients: int, dtype: str
+) -> None:
     name = f"memory-private-{clients}-{dtype}"
     peak, projected = peak_mb(store, name, clients, dtype, update_bytes(clients), is_private=True)
     print(f"{clients} clients, {dtype}, private: peak {peak} MB, projected {projected:.1f} MB")
@@ -223,7 +225,9 @@ def test_so_does_the_peak_of_a_private_sum(store: S3Store, clients: int, dtype: 
 
 
 @pytest.mark.parametrize(("clients", "dtype"), [(4, "F32"), (64, "F32"), (4, "I8")])
-def test_so_does_the_peak_of_applying(store: S3Store, clients: int, dtype: str) -> None:
+def test_the_peak_of_a_model_step_stays_under_the_projection(
+    store: S3Store, clients: int, dtype: str
+) -> None:
     name = f"memory-applied-{clients}-{dtype}"
     peak, projected = peak_mb(store, name, clients, dtype, update_bytes(clients), applied=True)
     print(f"{clients} clients, {dtype}, applied: peak {peak} MB, projected {projected:.1f} MB")
@@ -236,7 +240,7 @@ def test_so_does_the_peak_of_applying(store: S3Store, clients: int, dtype: str) 
 @pytest.mark.parametrize(
     ("clients", "dtype", "tensors"), [(4, "F32", 20_000), (4, "I8", 2_000), (64, "F32", 1_000)]
 )
-def test_so_does_the_peak_of_tensors_in_other_orders(
+def test_the_peak_of_reordered_reads_stays_under_the_projection(
     store: S3Store, clients: int, dtype: str, tensors: int
 ) -> None:
     name = f"memory-orders-{clients}-{dtype}"
@@ -249,7 +253,9 @@ def test_so_does_the_peak_of_tensors_in_other_orders(
 
 @pytest.mark.parametrize("clients", [4, 64])
 @pytest.mark.parametrize("codec", CODECS)
-def test_so_does_the_peak_of_compressed_updates(store: S3Store, clients: int, codec: str) -> None:
+def test_the_peak_of_decoding_stays_under_the_projection(
+    store: S3Store, clients: int, codec: str
+) -> None:
     name = f"memory-{codec}-{clients}"
     peak, projected = peak_mb(store, name, clients, "F32", update_bytes(clients), codec=codec)
     print(f"{clients} clients, {codec}: peak {peak} MB, projected {projected:.1f} MB")

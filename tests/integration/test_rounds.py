@@ -23,7 +23,7 @@ from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.transport import AnswerError
+from gradshard_core.s3.transport import ResponseError
 from tests import reference
 from tests.integration.by_hand import Round, assert_average, layout_of, put_model, small
 
@@ -588,7 +588,7 @@ def test_an_update_that_s3_does_not_give_costs_its_sender_the_round(
     def archived(operation: str, **asked: Any) -> Any:
         if operation == "get_object" and asked["Key"] == round_.keys.update("b"):
             text = "S3 answered InvalidObjectState"
-            raise AnswerError("InvalidObjectState", operation, text)
+            raise ResponseError("InvalidObjectState", operation, text)
         return call(operation, **asked)
 
     monkeypatch.setattr(round_.store, "call", archived)

@@ -29,7 +29,7 @@ from gradshard_core.rounds import aws_callbacks, aws_json
 from gradshard_core.s3.http_requests import TRANSIENT_CODES, TRANSIENT_STATUSES
 from gradshard_core.s3.http_transport import HttpTransport
 from gradshard_core.s3.request_formats import OPERATIONS
-from gradshard_core.s3.transport import AnswerError, Transport
+from gradshard_core.s3.transport import ResponseError, Transport
 
 KEY, SECRET, REGION = "AKIDEXAMPLE", "secret/key+", "eu-central-1"
 HOSTILE = "u/ä b+c%20%/<&>\"'\x01\x1f\r\n\u2028;?=#~!()*.json"
@@ -443,7 +443,7 @@ def test_both_transports_retry_the_same_errors(
         if is_retried:
             call(transport, "list_parts", UPLOAD)
         else:
-            with pytest.raises(AnswerError, match=code) as raised:
+            with pytest.raises(ResponseError, match=code) as raised:
                 call(transport, "list_parts", UPLOAD)
             assert (raised.value.code, raised.value.operation) == (code, "list_parts")
         assert len(recorder.sent) == 1 + is_retried

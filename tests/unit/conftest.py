@@ -14,7 +14,7 @@ from tests.unit.in_memory import Machine, Told, load
 from tests.unit.observability.test_emf import ENVIRONMENT
 
 if TYPE_CHECKING:
-    from tests.unit.keeping import Keeper
+    from tests.unit.keeper_in_memory import Keeper
 
 # `make test-client` tests the wheel without extras, and so without those of masked rounds.
 NEEDS_MASKING = re.compile(
@@ -65,7 +65,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, told: Told) -> Machine:
 @pytest.fixture
 def keeper(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> "Keeper":
     """The machine's mask keeper."""
-    from tests.unit.keeping import Keeper
+    from tests.unit.keeper_in_memory import Keeper
 
     for variable in ("GRADSHARD_KEEPER_BUCKET", "GRADSHARD_AGGREGATOR_BUCKET"):
         monkeypatch.setenv(variable, "memory")

@@ -15,7 +15,7 @@ from botocore.exceptions import (
 )
 
 from gradshard_core.errors import StoreError
-from gradshard_core.s3.transport import AnswerError
+from gradshard_core.s3.transport import ResponseError
 
 NO_CREDENTIALS: Final = "no AWS credentials found: configure them (aws configure), or use --local"
 
@@ -29,7 +29,7 @@ def translated(key: str, operation: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error_code(error)
-        raise AnswerError(code, operation, f"S3 answered {code}: {error}") from None
+        raise ResponseError(code, operation, f"S3 answered {code}: {error}") from None
     except NoCredentialsError:
         raise StoreError(NO_CREDENTIALS) from None
     except EndpointConnectionError as error:

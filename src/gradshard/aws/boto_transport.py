@@ -54,7 +54,7 @@ class BotoTransport:
     def call(self, operation: str, /, **parameters: Any) -> dict[str, Any]:
         """Send a request, as :meth:`~gradshard_core.s3.transport.Transport.call` says."""
         with translated(parameters.get("Key") or parameters.get("Prefix", ""), operation):
-            answer: dict[str, Any] = getattr(self.client, operation)(**parameters)
-        if "Body" in answer:
-            answer["Body"] = _Body(answer["Body"])
-        return answer
+            response: dict[str, Any] = getattr(self.client, operation)(**parameters)
+        if "Body" in response:
+            response["Body"] = _Body(response["Body"])
+        return response

@@ -17,7 +17,7 @@ from gradshard_core.s3.http_transport import CHECKSUM_MODE, IF_NONE
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.sigv4 import presign
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.transport import AnswerError, translated
+from gradshard_core.s3.transport import ResponseError, translated
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -69,9 +69,9 @@ class ClientStore(S3Store):
                     **checked,
                 )
                 part = Part(number, response["ETag"], nbytes, crc64nvme)
-        except AnswerError:
+        except ResponseError:
             raise StoreError(
-                f"{key}: the upload is gone, most likely for another one; submit again"
+                f"{key}: this upload was aborted, most likely by another one; submit again"
             ) from None
         self.meter.add(bytes_written=nbytes)
         return part

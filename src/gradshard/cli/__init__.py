@@ -14,7 +14,9 @@ SECTIONS: Final = {
         Lazy("fetch", "rounds", "fetch", "Write the average of a completed round to a file."),
         Lazy("verify", "verify", "verify", "Check a sample of a round's result bit by bit."),
         Lazy("list", "operate", "list_", "List the rounds of the last 90 days."),
-        Lazy("close", "operate", "close", "Let a round go on with the updates that are there."),
+        Lazy(
+            "close", "operate", "close", "Stop waiting, and average the updates that have arrived."
+        ),
         Lazy("cancel", "operate", "cancel", "Stop a round, or all rounds, and clean up."),
         Lazy("rm", "operate", "remove", "Delete the objects of a round that has ended."),
         Lazy("logs", "operate", "logs", "Show what the functions logged about a round."),

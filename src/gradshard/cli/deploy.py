@@ -10,7 +10,9 @@ from gradshard.deployment import deploy as deploying
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[SAM OPTIONS]...")
-@click.option("--keeper", is_flag=True, help="Deploy the mask keeper of masked rounds instead.")
+@click.option(
+    "--keeper", is_flag=True, help="Deploy the mask keeper of masked rounds, not the application."
+)
 @debuggable
 def deploy(options: tuple[str, ...], keeper: bool) -> None:
     """Build the application and deploy it to AWS.

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     "ticket",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Use this ticket of the training instead of AWS credentials; newer URLs are kept in it.",
+    help="Use this ticket of the training instead of AWS credentials. The command stores newer "
+    "URLs in the file.",
 )
 @quiet_option
 @connected
@@ -51,7 +52,7 @@ def join(
     prints the reason, and the next invitation.json has it. The command ends when the training has
     ended. You can stop the command and start it again.
     """
-    from gradshard.client.program import Program
+    from gradshard.client.external_program import Program
 
     def tell(invitation: "Invitation") -> None:
         kind = "evaluates" if invitation.is_evaluation else "trains"

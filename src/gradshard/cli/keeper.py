@@ -76,7 +76,7 @@ def enrol(federation: "Keeper", client: str, public_key: str) -> None:
 @quiet_option
 @with_keeper
 def expel(federation: "Keeper", client: str) -> None:
-    """Take back the enrolment of CLIENT."""
+    """Remove the enrolment of CLIENT."""
     federation.expel(client)
     confirm(f"client {escape_terminal(client)} is enrolled no more")
 
@@ -98,7 +98,7 @@ def list_clients(federation: "Keeper", as_json: bool) -> None:
 @json_option
 @with_keeper
 def answers(federation: "Keeper", as_json: bool) -> None:
-    """List the rounds in which the keeper has decided to sum masks."""
+    """List the rounds whose masks the keeper has agreed to sum."""
     rounds = list(federation.answers())
     if as_json:
         print_json(rounds)
@@ -111,7 +111,7 @@ def answers(federation: "Keeper", as_json: bool) -> None:
 @click.argument("name", metavar="ROUND")
 @with_keeper
 def answer(federation: "Keeper", name: str) -> None:
-    """Show what the keeper answered in ROUND, as JSON."""
+    """Show the keeper's answer for ROUND, as JSON."""
     print_json(federation.answer(name))
 
 

@@ -112,10 +112,11 @@ def status(port: int, as_json: bool) -> None:
         click.echo(f"running at {engine.url} (process {engine.pid}); log: {engine.log}")
     elif engine.running:
         click.echo(
-            f"running at {engine.url}, but the application is not deployed: `{engine.starting}`"
+            f"running at {engine.url}, but the application is not deployed: "
+            f"`{engine.start_command}`"
         )
     else:
-        click.echo(f"not running on port {port}{_others()}; start it with `{engine.starting}`")
+        click.echo(f"not running on port {port}{_others()}; start it with `{engine.start_command}`")
     sys.exit(0 if ready else 1)
 
 

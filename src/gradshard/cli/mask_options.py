@@ -19,8 +19,8 @@ def mask_options(command: Command) -> Command:
             "--mask-key",
             type=click.Path(dir_okay=False, path_type=Path),
             metavar="FILE",
-            help="Mask the update, and sign with this key, which `gradshard keeper identity` "
-            "makes.",
+            help="Mask the update, and sign with the key in this file, which `gradshard keeper "
+            "identity` makes.",
             default_text="not masked",
         ),
         option(

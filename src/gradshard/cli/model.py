@@ -55,7 +55,7 @@ def model(context: click.Context) -> None:
     metavar="PATTERN",
     multiple=True,
     help="Average the tensors whose names match this pattern, for example bn.running_*, instead of "
-    "stepping them with the server optimizer. Repeat the option for each pattern.",
+    "changing them with the server optimizer. Repeat the option for each pattern.",
     default_text="those of the version before, and the names of BatchNorm's buffers",
 )
 @name_option
@@ -79,8 +79,11 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
     """Show the versions of the model.
 
     The last version is the current one. If rounds were private, or the model has a privacy budget,
-    "ε so far" is what the rounds up to a version have revealed about a client. It needs the extra
-    gradshard[privacy]; without it, the sum of 1/z² is shown.
+    "ε so far" is what the rounds up to a version have revealed about a client. Computing it needs
+    the extra gradshard[privacy]. Without it, the command shows the sum of 1/z² over the rounds,
+    where z is the noise multiplier of a round.
+    If clients were drawn in secret, a line below says what those can have learned who get nothing
+    but versions of the model.
     """
     handle = federation.model(name)
     versions, ledger = handle.history(), handle.privacy()
@@ -89,6 +92,8 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
         records = [version.to_json() for version in versions]
         for record in records if ledger.entries else ():
             record["privacy"] = _privacy(ledger, spent[record["version"]])
+        if ledger.parts.drawn:
+            records[-1]["privacy"]["epsilon_from_models"] = _epsilon_from_models(ledger)
         print_json(records)
         return
     table = Table("version", "made", "by", "optimizer")
@@ -105,6 +110,9 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
             *([cell(_stated(ledger, spent[version.number]))] if ledger.entries else []),
         )
     Console().print(table)
+    from_models = _epsilon_from_models(ledger) if ledger.parts.drawn else None
+    if from_models is not None:
+        click.echo(f"against people who get versions of the model alone: ε {from_models:.4g}")
     if ledger.budget is not None:
         left = max(0.0, ledger.budget.allowance - ledger.spent)
         click.echo(
@@ -234,14 +242,27 @@ def _delta_of(ledger: "PrivacyLedger") -> float | None:
 
 def _privacy(ledger: "PrivacyLedger", spent: float) -> dict[str, float | None]:
     """Return what the rounds up to a version have revealed; None without a bound or a library."""
-    from gradshard.client import accounting
+    from gradshard.client import privacy_accounting
 
     delta = _delta_of(ledger)
     is_bounded = math.isfinite(spent)
     epsilon = None
-    if delta is not None and is_bounded and accounting.is_installed():
-        epsilon = accounting.epsilon_of(spent, delta)
+    if delta is not None and is_bounded and privacy_accounting.is_installed():
+        epsilon = privacy_accounting.epsilon_of(spent, delta)
     return {"spent": spent if is_bounded else None, "epsilon": epsilon, "delta": delta}
+
+
+def _epsilon_from_models(ledger: "PrivacyLedger") -> float | None:
+    """Return ε of all rounds against people who get versions of the model alone.
+
+    Not of each version: a kind of draw takes the accountant a fifth of a second.
+    """
+    from gradshard.client import privacy_accounting
+
+    delta = _delta_of(ledger)
+    if delta is None or math.isinf(ledger.spent) or not privacy_accounting.is_installed():
+        return None
+    return privacy_accounting.epsilon_from_models(ledger, delta)
 
 
 def _stated(ledger: "PrivacyLedger", spent: float) -> str:

@@ -73,10 +73,10 @@ def _local(at: str | None) -> str:
 @quiet_option
 @connected
 def close(federation: "Federation", name: str) -> None:
-    """Let a round go on with the updates that are there.
+    """Stop waiting, and average the updates that have arrived.
 
-    The round stops waiting now, as it does at its deadline. It fails if there are fewer good
-    updates than its --min-clients.
+    The round goes on now, as it does at its deadline. It fails if fewer good updates have arrived
+    than its --min-clients.
     """
     round_ = federation.round(name)
     was_waiting = round_.close()

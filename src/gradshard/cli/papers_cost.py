@@ -93,13 +93,13 @@ class Speed(click.ParamType):
     "--published",
     "reproduce",
     is_flag=True,
-    help="Show the numbers that the paper published beside those of the model.",
+    help="Show the numbers of the paper beside those that the cost model computes.",
 )
 @click.option(
     "--crossover",
     type=(SYSTEM, SYSTEM),
     metavar="A B",
-    help="Find the sizes of updates at which the cheaper one of systems A and B changes.",
+    help="Find the sizes of updates at which the cheaper of the systems A and B changes.",
 )
 @click.option(
     "--clients",

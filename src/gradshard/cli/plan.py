@@ -15,8 +15,8 @@ from gradshard.cli.options import (
     verbose_option,
     where_options,
 )
+from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import cell, dollars, print_json
-from gradshard.cli.round_options import round_options
 from gradshard.cli.values import SizeType, WholeNumberType
 from gradshard.client.keeper_cost import KeeperCost
 from gradshard.utils.text import format_size, pluralize
@@ -91,7 +91,8 @@ ROWS: Final = 5
 @option(
     "--ring",
     type=click.Choice(["32", "64"]),
-    help="Plan for masked updates in a ring of so many bits; SIZE is that of F32.",
+    help="Plan for masked updates whose elements have this number of bits. --size is the size of "
+    "the update in F32, before it is masked.",
     default_text="updates are not masked",
 )
 @click.option(

@@ -17,8 +17,8 @@ from gradshard.cli.options import (
     quiet_option,
     ticket_option,
 )
+from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import confirm, confirm_file, print_json, progress_bar, waiting
-from gradshard.cli.round_options import round_options
 from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
@@ -128,7 +128,7 @@ def open_(
     "--parallel",
     is_flag=True,
     help="Send a large update over four connections at once, in about eleven requests instead of "
-    "one. This helps if the line is faster than a single connection.",
+    "one. This helps if your network is faster than one connection.",
 )
 @ticket_option
 @json_option

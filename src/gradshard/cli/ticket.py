@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     "--verify",
     "to_verify",
     is_flag=True,
-    help="Make a ticket with which CLIENT verifies the completed masked ROUND instead.",
+    help="Make a ticket with which CLIENT can verify ROUND, a completed masked round, instead of "
+    "taking part in it.",
 )
 @json_option
 @quiet_option

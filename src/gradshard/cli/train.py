@@ -22,8 +22,8 @@ from gradshard.cli.options import (
     quiet_option,
     with_options,
 )
+from gradshard.cli.options_from_spec import declared_option, round_options
 from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
-from gradshard.cli.round_options import declared_option, round_options
 from gradshard.cli.ticket import write_ticket
 from gradshard.cli.training_view import (
     ROWS,
@@ -69,7 +69,7 @@ reason_option = click.option(
 def train(context: click.Context) -> None:
     """Start, show, pause, resume and stop trainings.
 
-    A training runs rounds one after another, until it has ended. Nobody has to attend to it.
+    A training runs rounds one after another until it ends. Nobody has to wait at a terminal.
     """
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -263,7 +263,7 @@ def report(federation: "Federation", name: str, file: Path, as_json: bool) -> No
     "kind",
     type=click.Choice(("mlflow", "tensorboard")),
     required=True,
-    help="Write them for this program.",
+    help="Write the metrics for this program.",
 )
 @option(
     "--experiment",
@@ -340,10 +340,10 @@ def ticket(
 @quiet_option
 @connected
 def revoke(federation: "Federation", name: str, client: str) -> None:
-    """Take a client's ticket of a training back.
+    """Revoke a client's ticket of a training.
 
-    The client is not invited any more. URLs that it has already work until they end, after at most
-    12 hours.
+    The client is not invited any more. URLs that it already has stay valid until they expire, for
+    at most 12 hours.
     """
     training = federation.training(name)
     had_ticket = training.revoke(client)

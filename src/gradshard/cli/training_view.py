@@ -12,11 +12,11 @@ from gradshard.cli.output import cell
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
 from gradshard_core.formats.metrics import most_frequent
 from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.records.inbox import Arrival
+from gradshard_core.records.inbox import UncountedUpdate
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
 
 if TYPE_CHECKING:
-    from gradshard.client.round_progress import RoundProgress
+    from gradshard.client.training_progress import RoundProgress
 
 STYLES: Final = {RUNNING: "yellow", PAUSED: "red", ENDED: "green"}
 
@@ -28,7 +28,7 @@ METRICS_SHOWN: Final = 4
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of a training.
+    """The facts about a training that the command shows.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class View:
     state: TrainingState
     records: Sequence[Mapping[str, Any]]
     progress: "RoundProgress | None" = None
-    waits: Sequence[Arrival] = ()
+    waits: Sequence[UncountedUpdate] = ()
     lost: str | None = None
 
 

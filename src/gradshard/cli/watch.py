@@ -15,8 +15,8 @@ from gradshard.cli.options import connected, quiet_option, ticket_option
 from gradshard.cli.output import cell, confirm, is_quiet, waiting
 from gradshard.cli.show import STATE_STYLES, expected, render
 from gradshard.cli.ticket import load, named
-from gradshard.client.eta import bytes_read, pace
 from gradshard.client.federation import Federation
+from gradshard.client.round_eta import bytes_read, pace
 from gradshard.client.status import AGGREGATING, AWAITING, StatusPoller
 from gradshard.client.ticket_round import TicketRound
 from gradshard.utils.text import escape_terminal, format_duration, format_size, listed, pluralize

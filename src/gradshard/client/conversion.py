@@ -123,8 +123,8 @@ def convert(
     ----------
     source
         An ``.npz``, a checkpoint as ``torch.save`` writes it (a zip, since torch 1.6), or a
-        .safetensors file that is to be compressed or decoded. What it is shows in the file, not in
-        its name.
+        .safetensors file that is to be compressed or decoded. The content decides which it is,
+        not the name.
     target
         The file to write.
     samples

@@ -49,8 +49,8 @@ def change_of(before: Mapping[str, Array], after: Mapping[str, Any]) -> dict[str
         new = stored.view(old.dtype) if dtype == _BF16 else stored
         if DTYPES[dtype].storage.kind == "u" and dtype != _BF16 and bool(np.any(new < old)):
             raise UpdateError(
-                f"tensor {shorten(name)!r} is {dtype} and fell in training, and its change cannot "
-                'be below 0: train with "updates": "models" in server_optimizer'
+                f"tensor {shorten(name)!r} is {dtype} and decreased in training, and its change "
+                'cannot be below 0: train with "updates": "models" in server_optimizer'
             )
         changes[name] = np.subtract(new, old)
     return changes

@@ -48,7 +48,7 @@ _NAME_DIGITS: Final = 16
 
 
 class Checking(Opener, Protocol):
-    """What opens ranges of an object, and asks for its checksum."""
+    """A store that opens ranges of an object, and asks for its checksum."""
 
     def checksum(self, key: str, *, etag: str | None = None) -> str | None:
         """Return the CRC-64/NVME that S3 keeps of the object of that ETag, in base64.

@@ -15,10 +15,10 @@ from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
 
 if TYPE_CHECKING:
     from gradshard.client.compression import Compression
-    from gradshard.client.follow_up import OnRejection
     from gradshard.client.mask import Mask
     from gradshard.client.model import Model
     from gradshard.client.participation import Evaluate, Participation, Train
+    from gradshard.client.rejection_watch import OnRejection
     from gradshard.client.round import Round
     from gradshard.client.round_options import RoundOptions
     from gradshard.client.training import Training
@@ -272,8 +272,8 @@ class Federation:
         training
             The training's id; None for the only one that has not ended.
         on_rejection
-            Called with each :class:`~gradshard.client.follow_up.RejectedUpdate`, when the client
-            reads why one of its updates did not count. It is logged in any case.
+            Called with each :class:`~gradshard.client.rejection_watch.RejectedUpdate`, when the
+            client reads why one of its updates did not count. It is logged in any case.
         codec
             Compress the updates, as in :meth:`gradshard.client.round.Round.submit`; metrics of
             evaluations are sent as they are. To a seed the number of the round is added.

@@ -79,7 +79,7 @@ class Keeper:
         Raises
         ------
         KeeperError
-            The key is none.
+            The key is not valid.
         """
         if not re.fullmatch(r"[0-9a-f]{64}", key):
             raise KeeperError(f"{key!r} is no public key, which has 64 hexadecimal digits")
@@ -91,7 +91,7 @@ class Keeper:
         self.store.put_json(client_key(client), enrolled)
 
     def expel(self, client: str) -> None:
-        """Take back the enrolment of a client."""
+        """Remove the enrolment of a client."""
         self.store.delete(client_key(client))
 
     def clients(self) -> Iterator[dict[str, Any]]:

@@ -222,7 +222,7 @@ class MaskedContent:
 
 
 class _Survey(NamedTuple):
-    """What a first look at an update tells.
+    """The facts that the first reading of an update yields.
 
     Parameters
     ----------

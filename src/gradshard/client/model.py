@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from gradshard.client.accounting import budget_of, epsilon_of
 from gradshard.client.downloads import fetch_tensors
+from gradshard.client.privacy_accounting import budget_of, epsilon_of
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.upload_source import model_content_of
@@ -183,12 +183,12 @@ class Model:
         newest, restored = self.current(), self.version(number)
         if number == newest.number:
             raise ModelStateError(f"version {number} of model {self.name!r} is the current one")
-        return self._append(restored.again(newest.number + 1))
+        return self._append(restored.copied_as(newest.number + 1))
 
     def privacy(self) -> PrivacyLedger:
         """Return the model's privacy ledger: its rounds, what each has revealed, and the budget.
 
-        ``gradshard.client.accounting.epsilon_of(ledger.spent, delta)`` is ε so far.
+        ``gradshard.client.privacy_accounting.epsilon_of(ledger.spent, delta)`` is ε so far.
         """
         return read_ledger(self._stack.store, self.name)
 
@@ -221,7 +221,7 @@ class Model:
                 raise PrivacyBudgetError(
                     f"round {noiseless[0]!r} of model {self.name!r} has no noise, so no budget "
                     "bounds what the model reveals. If nothing of the round has been planned yet, "
-                    "abort it, and set the budget then. Otherwise train another model, from data "
+                    "cancel it, and set the budget then. Otherwise train another model, from data "
                     "of other clients"
                 )
             if ledger.spent > budget.allowance:

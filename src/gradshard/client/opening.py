@@ -30,7 +30,7 @@ def encode_spec(spec: RoundSpec) -> str:
         return payload
     largest = max(encoded, key=lambda name: len(encoded[name]))
     remedies = {
-        "layout": "shorten the tensors' names, or apply the round to a model, which has a layout",
+        "layout": "shorten the tensors' names, or give a server_optimizer, whose model has one",
     }
     raise SpecError(
         f"the round's terms are {len(payload)} bytes of JSON, over {MOST_BYTES}, which is what "

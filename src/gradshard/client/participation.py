@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
-from gradshard.client.follow_up import FollowUp, OnRejection, RejectedUpdate
 from gradshard.client.mask import Mask
+from gradshard.client.rejection_watch import OnRejection, RejectedUpdate, RejectionWatch
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
@@ -88,8 +88,8 @@ def participate(
     train, evaluate
         Called for each invitation. Without ``evaluate`` the client sends nothing in evaluations.
     on_rejection
-        Called with each :class:`~gradshard.client.follow_up.RejectedUpdate`, when the client reads
-        why one of its updates did not count. It is logged in any case.
+        Called with each :class:`~gradshard.client.rejection_watch.RejectedUpdate`, when the client
+        reads why one of its updates did not count. It is logged in any case.
     codec
         Compress the updates; to a seed the number of the round is added.
     mask
@@ -112,16 +112,16 @@ def participate(
     done: dict[bool, list[int]] = {False: [], True: []}
     pause = _persistently(access.poll_seconds, patience)
     _join(access, patience)
-    follow_up = FollowUp(access, on_rejection)
+    rejection_watch = RejectionWatch(access, on_rejection)
     worker = _persistently(
-        lambda: _Worker(access, follow_up, train, evaluate, codec, mask), patience
+        lambda: _Worker(access, rejection_watch, train, evaluate, codec, mask), patience
     )
     for state in _states(access, pause, patience):
         invitation = state.invitation
         # The end of a training rejects the updates that wait.
-        _persistently(lambda: follow_up.look(state), patience)  # noqa: B023 - called at once
+        _persistently(lambda: rejection_watch.check(state), patience)  # noqa: B023 - called at once
         if state.status == ENDED:
-            rejected = tuple(follow_up.rejected)
+            rejected = tuple(rejection_watch.rejected)
             return Participation(tuple(done[False]), tuple(done[True]), rejected, state)
         if invitation is None or not access.is_invited(invitation):
             continue
@@ -142,13 +142,13 @@ class _Worker:
     def __init__(
         self,
         access: TrainingAccess,
-        follow_up: FollowUp,
+        rejection_watch: RejectionWatch,
         train: Train,
         evaluate: Evaluate | None,
         codec: str | Compression | None,
         mask: Mask | None,
     ) -> None:
-        self._access, self._follow_up, self._mask = access, follow_up, mask
+        self._access, self._rejection_watch, self._mask = access, rejection_watch, mask
         self._updates = access.updates()
         self._train, self._evaluate, self._codec = train, evaluate, codec
         self._answered = ""
@@ -186,7 +186,7 @@ class _Worker:
         has_sent = round_.has_sent()
         if has_sent or round_.has_ended():
             if has_sent:  # by this client before it was started again
-                self._follow_up.add(round_, invitation)
+                self._rejection_watch.add(round_, invitation)
             self._answered = round_.id
             return False
         if self._made is None or self._made[0] != round_.id:
@@ -195,7 +195,7 @@ class _Worker:
         round_.submit(**self._made[1])
         self._answered = round_.id
         self._made = None
-        self._follow_up.add(round_, invitation)
+        self._rejection_watch.add(round_, invitation)
         return True
 
     def _make(self, round_: ClientRound, invitation: Invitation) -> dict[str, Any]:

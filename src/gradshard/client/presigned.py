@@ -22,11 +22,11 @@ from gradshard.deployment import engine
 from gradshard_core.errors import TicketError
 from gradshard_core.units import MIB
 
-MAX_ANSWER_BYTES: Final = 2 * MIB
-"""Bound on an answer that is read at once. The longest, a list of 1,000 parts, has 0.5 MB."""
+MAX_RESPONSE_BYTES: Final = 2 * MIB
+"""Bound on a response that is read at once. The longest, a list of 1,000 parts, has 0.5 MB."""
 
 ANSWER_SECONDS: Final = 60.0
-"""Seconds that such an answer may take after its first byte."""
+"""Seconds that such a response may take after its first byte."""
 
 HTTPS_PORT: Final = 443
 
@@ -45,8 +45,8 @@ _LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
-class Answer(NamedTuple):
-    """An answer: ``content`` is its body, or ``raw`` reads it."""
+class Response(NamedTuple):
+    """A response: ``content`` is its body, or ``raw`` reads it."""
 
     status_code: int
     headers: Mapping[str, str]
@@ -139,7 +139,7 @@ class HttpClient:
         body: IO[bytes] | bytes | None = None,
         *,
         stream: bool = False,
-    ) -> Answer:
+    ) -> Response:
         """Send a request, without retries.
 
         Raises
@@ -151,29 +151,29 @@ class HttpClient:
         """
         request = AWSRequest(method, url, headers, body, stream_output=True)
         try:
-            answer = self._session.send(request.prepare())
-            content = b"" if stream else self._read(answer)
+            response = self._session.send(request.prepare())
+            content = b"" if stream else self._read(response)
         except (BotoCoreError, HTTPError) as error:
             raise OSError(f"the connection broke ({type(error).__name__})") from None
-        return Answer(answer.status_code, answer.headers, content, answer.raw)
+        return Response(response.status_code, response.headers, content, response.raw)
 
-    def _read(self, answer: AWSResponse) -> bytes:
-        """Read an answer to its end, within the bounds on length and time."""
+    def _read(self, response: AWSResponse) -> bytes:
+        """Read a response to its end, within the bounds on length and time."""
         give_up = time.monotonic() + ANSWER_SECONDS
         content = bytearray()
         try:
-            for chunk in answer.raw.stream(_CHUNK_BYTES, decode_content=False):
+            for chunk in response.raw.stream(_CHUNK_BYTES, decode_content=False):
                 content += chunk
                 self._check_end(len(content), give_up)
         except BaseException:
-            answer.raw.close()
+            response.raw.close()
             raise
-        answer.raw.release_conn()
+        response.raw.release_conn()
         return bytes(content)
 
     def _check_end(self, nbytes: int, give_up: float) -> None:
-        if nbytes > MAX_ANSWER_BYTES or time.monotonic() > give_up:
+        if nbytes > MAX_RESPONSE_BYTES or time.monotonic() > give_up:
             raise TicketError(
-                f"{self.origin} answers with more than {MAX_ANSWER_BYTES} bytes, or for more than "
-                f"{ANSWER_SECONDS:g} s, where S3 has little to say: it is not S3"
+                f"{self.origin} answers with more than {MAX_RESPONSE_BYTES} bytes, or for more "
+                f"than {ANSWER_SECONDS:g} s, where S3 has little to say: it is not S3"
             )

@@ -47,7 +47,7 @@ from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.stored_lists import read_expected, read_manifest
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.records.ticket_record import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment
 
 POLLS_PER_EXECUTION: Final = 5
@@ -101,13 +101,13 @@ class Round(RoundAccess):
         Raises
         ------
         RoundStateError
-            The round is not applied to a model, or is just being opened.
+            The round makes no version of a model, or is just being opened.
         RoundNotFoundError
             There is no such round.
         """
         spec, record = self._opened()
         if spec.server_optimizer is None:
-            raise self._not_applied()
+            raise self._makes_no_version()
         if record is None:
             raise RoundStateError(f"round {self.id!r} is just being opened; try again")
         return read_version(self.store, spec.server_optimizer.model, record["model_version"])

@@ -87,7 +87,7 @@ class RoundAccess(ABC):
         Raises
         ------
         RoundStateError
-            The round is not applied to a model, or is just being opened.
+            The round makes no version of a model, or is just being opened.
         """
         return fetch_tensors(*self._model(), path, progress)
 
@@ -132,5 +132,5 @@ class RoundAccess(ABC):
     def _not_ended(self) -> RoundStateError:
         return RoundStateError(f"round {self.id!r} has not ended; wait for it first")
 
-    def _not_applied(self) -> RoundStateError:
-        return RoundStateError(f"round {self.id!r} is not applied to a model")
+    def _makes_no_version(self) -> RoundStateError:
+        return RoundStateError(f"round {self.id!r} makes no version of a model")

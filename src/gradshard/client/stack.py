@@ -255,9 +255,9 @@ class Stack:
             functions: LambdaClient = connect(
                 self._session, "lambda", _CALLS_CONFIG, self._endpoint_url
             )
-            answer = functions.invoke(FunctionName=name, Payload=json.dumps(event).encode())
-            payload = json.loads(answer["Payload"].read())
-        if answer.get("FunctionError"):
+            response = functions.invoke(FunctionName=name, Payload=json.dumps(event).encode())
+            payload = json.loads(response["Payload"].read())
+        if response.get("FunctionError"):
             said = payload.get("errorMessage") or payload.get("errorType")
             raise ServiceError(f"{name} failed: {said}; its log has more")
         outcome: dict[str, Any] = payload

@@ -1,4 +1,4 @@
-"""What is checked before an update is sent to a round, and whether sending it changes anything."""
+"""Checks before an update is sent: whether the round takes it, and whether it changes anything."""
 
 from typing import Any, Final
 

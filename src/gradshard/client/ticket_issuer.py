@@ -22,7 +22,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.signed_urls import add_url
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
-from gradshard_core.records.ticket_record import ticket_record
+from gradshard_core.records.ticket_urls import build_ticket
 from gradshard_core.units import MIB
 
 DEFAULT_SECONDS: Final = 24 * 3600
@@ -87,7 +87,7 @@ def issue_ticket(
     check_in_range("max_bytes", max_bytes, MAX_UPDATE_BYTES)
     key = keys.update(client)
     is_cut = max_bytes > single_put_bytes
-    record = ticket_record(
+    record = build_ticket(
         store,
         keys,
         client,
@@ -126,7 +126,7 @@ def issue_download_ticket(
     """
     check_in_range("expires", expires, MAX_SECONDS)
     ticket = own_ticket(
-        ticket_record(store, keys, client, seconds=expires, expires_at=_after(expires), max_bytes=0)
+        build_ticket(store, keys, client, seconds=expires, expires_at=_after(expires), max_bytes=0)
     )
     return replace(
         ticket,

@@ -94,7 +94,7 @@ def cut(nbytes: int, longest: int, size: int) -> tuple[int, int]:
 
 
 def parse_part_list(body: bytes) -> list[Part]:
-    """Read S3's answer to a request for an upload's parts."""
+    """Read S3's response to a request for an upload's parts."""
     parts = []
     for entry in _PART.findall(body):
         found = dict(_FIELD.findall(entry.decode()))

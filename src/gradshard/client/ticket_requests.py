@@ -1,4 +1,4 @@
-"""Requests with a ticket's URLs, and what their answers mean for the ticket."""
+"""Requests with a ticket's URLs, and what their responses mean for the ticket."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -7,7 +7,7 @@ from typing import Final, NoReturn, Protocol
 
 from urllib3.exceptions import HTTPError
 
-from gradshard.client.presigned import MAX_ANSWER_BYTES, Answer, HttpClient
+from gradshard.client.presigned import MAX_RESPONSE_BYTES, HttpClient, Response
 from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
@@ -23,7 +23,7 @@ TRANSIENT_CODES: Final = frozenset(
 _MAX_LENGTH_DIGITS: Final = 15
 
 
-class Held(Protocol):
+class AnyTicket(Protocol):
     """A ticket, as far as its requests are concerned."""
 
     @property
@@ -52,7 +52,7 @@ class TicketRequests:
         The ticket. Its host is checked at the first request.
     """
 
-    def __init__(self, ticket: Held) -> None:
+    def __init__(self, ticket: AnyTicket) -> None:
         self.ticket = ticket
 
     @cached_property
@@ -60,27 +60,29 @@ class TicketRequests:
         """The client of the ticket's host; it sends a request once."""
         return HttpClient(f"{self.ticket.host}/")
 
-    def ask(self, method: str, url: str, headers: Mapping[str, str] | None = None) -> Answer | None:
+    def ask(
+        self, method: str, url: str, headers: Mapping[str, str] | None = None
+    ) -> Response | None:
         """Send a request without a body, with retries; return None if there is no object."""
-        answer = self.send(method, url, headers or {})
-        if answer.status_code != 404 and answer.status_code >= 300:
-            self.reject(answer)
-        self.check_is_s3(answer)
-        return None if answer.status_code == 404 else answer
+        response = self.send(method, url, headers or {})
+        if response.status_code != 404 and response.status_code >= 300:
+            self.reject(response)
+        self.check_is_s3(response)
+        return None if response.status_code == 404 else response
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], *, stream: bool = False
-    ) -> Answer:
-        """Send a request without a body, with retries; return any answer but of a failure."""
+    ) -> Response:
+        """Send a request without a body, with retries; return any response but of a failure."""
         retries = Retries()
         while True:
             try:
-                answer = self.http.send(method, url, headers, stream=stream)
-                if answer.status_code < 500:
-                    return answer
+                response = self.http.send(method, url, headers, stream=stream)
+                if response.status_code < 500:
+                    return response
                 if stream:
-                    answer.raw.close()
-                reason = f"S3 answered {answer.status_code}"
+                    response.raw.close()
+                reason = f"S3 answered {response.status_code}"
             except OSError as error:
                 reason = str(error)
             retries.record_failure(
@@ -91,23 +93,23 @@ class TicketRequests:
                 ),
             )
 
-    def fail(self, answer: Answer) -> NoReturn:
+    def fail(self, response: Response) -> NoReturn:
         """Raise an OSError if a retry may succeed, else a TicketError."""
-        is_transient = answer.code in TRANSIENT_CODES or answer.status_code == 409
-        if answer.status_code < 500 and not is_transient:
-            self.reject(answer)
-        raise OSError(f"S3 answered {answer.code or answer.status_code}")
+        is_transient = response.code in TRANSIENT_CODES or response.status_code == 409
+        if response.status_code < 500 and not is_transient:
+            self.reject(response)
+        raise OSError(f"S3 answered {response.code or response.status_code}")
 
-    def reject(self, answer: Answer) -> NoReturn:
-        """Say why S3 does not take the ticket; of its answer only the code, which is plain."""
-        if not (answer.is_of_s3 or answer.code):
-            raise self.not_s3(str(answer.status_code))
+    def reject(self, response: Response) -> NoReturn:
+        """Say why S3 does not take the ticket; of its response only the code, which is plain."""
+        if not (response.is_of_s3 or response.code):
+            raise self.not_s3(str(response.status_code))
         ticket = self.ticket
         if datetime.now(UTC) >= ticket.expires_at:
             why = f"it expired at {ticket.expires_at.isoformat(timespec='seconds')}"
         else:
             why = (
-                f"S3 answered {answer.code or answer.status_code}: the credentials "
+                f"S3 answered {response.code or response.status_code}: the credentials "
                 "it was made with have ended, or may not do this"
             )
         raise TicketError(
@@ -115,7 +117,7 @@ class TicketRequests:
             f"{why}; ask its operator for another"
         )
 
-    def check_is_s3(self, answer: Answer) -> None:
+    def check_is_s3(self, response: Response) -> None:
         """Check that an answer comes from S3.
 
         Raises
@@ -123,19 +125,19 @@ class TicketRequests:
         TicketError
             The answer does not come from S3.
         """
-        if not answer.is_of_s3:
-            raise self.not_s3(f"{answer.status_code} without a request's id")
+        if not response.is_of_s3:
+            raise self.not_s3(f"{response.status_code} without a request's id")
 
-    def header(self, answer: Answer, name: str) -> str:
+    def header(self, response: Response, name: str) -> str:
         """Return a header that S3 always sends."""
-        found = answer.headers.get(name)
+        found = response.headers.get(name)
         if not found:
             raise self.not_s3(f"no {name}")
         return found
 
-    def content_length(self, answer: Answer) -> int:
+    def content_length(self, response: Response) -> int:
         """Return the length of the object that an answer is about."""
-        return self.parse_length(self.header(answer, "Content-Length"), "no length")
+        return self.parse_length(self.header(response, "Content-Length"), "no length")
 
     def parse_length(self, text: str, otherwise: str) -> int:
         """Read a length in an answer; ``otherwise`` says what is wrong if it is not one."""
@@ -169,11 +171,11 @@ class UrlReader:
 
     def head(self, key: str) -> ObjectVersion | None:
         """Return the object under a name for errors; None if there is none."""
-        answer = self._head()
-        if answer is None:
+        response = self._head()
+        if response is None:
             return None
-        etag = self._requests.header(answer, "ETag")
-        return ObjectVersion(key, "", etag, self._requests.content_length(answer))
+        etag = self._requests.header(response, "ETag")
+        return ObjectVersion(key, "", etag, self._requests.content_length(response))
 
     def checksum(self, _key: str, *, etag: str | None = None) -> str | None:
         """Return the CRC-64/NVME that S3 keeps of the object of that ETag, in base64.
@@ -183,12 +185,12 @@ class UrlReader:
         str or None
             Empty if S3 keeps none, and None if there is no such object.
         """
-        answer = self._head()
-        if answer is None or etag not in {None, answer.headers.get("ETag")}:
+        response = self._head()
+        if response is None or etag not in {None, response.headers.get("ETag")}:
             return None
-        return answer.headers.get("x-amz-checksum-crc64nvme", "")
+        return response.headers.get("x-amz-checksum-crc64nvme", "")
 
-    def _head(self) -> Answer | None:
+    def _head(self) -> Response | None:
         self.meter.add(gets=1)
         return self._requests.ask("HEAD", self._head_url, CHECKSUM_MODE)
 
@@ -196,24 +198,24 @@ class UrlReader:
         """Open bytes [start, end) of the object."""
         self.meter.add(gets=1)
         headers = {"Range": f"bytes={start}-{end - 1}", "If-Match": source.etag}
-        answer = self._requests.http.send("GET", self._url, headers, stream=True)
-        if answer.status_code in {404, 412}:
+        response = self._requests.http.send("GET", self._url, headers, stream=True)
+        if response.status_code in {404, 412}:
             raise ChangedObjectError(f"{source.key}: it changed while it was fetched")
-        if 400 <= answer.status_code < 500:
-            self._requests.reject(answer)
+        if 400 <= response.status_code < 500:
+            self._requests.reject(response)
         expected = f"bytes {start}-{end - 1}/{source.nbytes}"
-        if answer.headers.get("Content-Range") != expected:
-            answer.raw.close()
-            raise OSError(f"S3 answered {answer.status_code}")
-        return AnswerBody(answer)
+        if response.headers.get("Content-Range") != expected:
+            response.raw.close()
+            raise OSError(f"S3 answered {response.status_code}")
+        return ResponseBody(response)
 
 
-class AnswerBody:
+class ResponseBody:
     """An answer's body, whose errors do not contain its URL."""
 
-    def __init__(self, answer: Answer) -> None:
-        self._raw = answer.raw
-        self.close = answer.raw.close
+    def __init__(self, response: Response) -> None:
+        self._raw = response.raw
+        self.close = response.raw.close
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read into a buffer; return how many bytes, 0 at the end."""
@@ -225,10 +227,10 @@ class AnswerBody:
 
     def read(self) -> bytes:
         """Read what is left, at most what an answer at once may have."""
-        body = bytearray(MAX_ANSWER_BYTES + 1)
+        body = bytearray(MAX_RESPONSE_BYTES + 1)
         left = memoryview(body)
         while left and (count := self.readinto(left)):
             left = left[count:]
         if not len(left):
-            raise OSError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+            raise OSError(f"the answer is longer than {MAX_RESPONSE_BYTES} bytes")
         return bytes(body[: len(body) - len(left)])

@@ -122,13 +122,13 @@ class TicketRound(RoundAccess):
 
     def rejection(self) -> str | None:
         """Return the reason why the client's update was rejected or late, or None."""
-        answer = self._requests.ask("GET", self.ticket.rejection_url)
-        if answer is None:
+        response = self._requests.ask("GET", self.ticket.rejection_url)
+        if response is None:
             return None
         try:
-            return str(json.loads(answer.content)["reason"])
+            return str(json.loads(response.content)["reason"])
         except (ValueError, LookupError, TypeError, RecursionError):
-            what = f"{len(answer.content)} bytes that give no reason"
+            what = f"{len(response.content)} bytes that give no reason"
             raise self._requests.not_s3(what) from None
 
     def has_sent(self) -> bool:
@@ -145,7 +145,7 @@ class TicketRound(RoundAccess):
         ``state`` is ``open``, ``completed`` or ``failed``; ``uploaded`` has the bytes of the
         client's update, and ``reason`` the reason of its rejection, or None.
         """
-        answer = self._requests.ask("HEAD", self.ticket.uploaded_url)
+        response = self._requests.ask("HEAD", self.ticket.uploaded_url)
         state = "open"
         if self.has_ended():
             state = "failed" if self._find_average() is None else "completed"
@@ -153,7 +153,7 @@ class TicketRound(RoundAccess):
             "round": self.id,
             "client": self.client,
             "state": state,
-            "uploaded": None if answer is None else self._requests.content_length(answer),
+            "uploaded": None if response is None else self._requests.content_length(response),
             "reason": self.rejection(),
             "expires_at": self.ticket.expires_at.isoformat(timespec="seconds"),
             "max_bytes": self.ticket.max_bytes,
@@ -185,7 +185,7 @@ class TicketRound(RoundAccess):
     def _model(self) -> Source:
         model = self.ticket.model
         if model is None:
-            raise self._not_applied()
+            raise self._makes_no_version()
         name = f"the model of round {self.id!r}"
         source = ObjectVersion(name, "", model["etag"], model["nbytes"])
         return UrlReader(self._requests, model["url"], model["head_url"]), source, ""

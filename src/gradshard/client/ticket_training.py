@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final, Self
 
 from gradshard.client.compression import Compression
-from gradshard.client.follow_up import OnRejection
 from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
@@ -16,7 +15,8 @@ from gradshard.client.participation import (
     Train,
     participate,
 )
-from gradshard.client.presigned import Answer
+from gradshard.client.presigned import Response
+from gradshard.client.rejection_watch import OnRejection
 from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.ticket_round import TicketRound
@@ -214,14 +214,14 @@ class TicketTraining:
         return self._notice
 
     def _fetch(self) -> Notice:
-        answer = self._first_accepted("GET")
-        if answer is None:
+        response = self._first_accepted("GET")
+        if response is None:
             raise TrainingNotFoundError(
                 f"client {self.client!r} has no notice in {self.ticket.about}: the ticket was "
                 "revoked, or the training was removed; ask its operator"
             )
         try:
-            return Notice.from_json(json.loads(answer.content))
+            return Notice.from_json(json.loads(response.content))
         except (*NOT_A_TICKET, AssertionError):
             raise TicketError(f"the notice of {self.ticket.about} is not one") from None
 
@@ -237,7 +237,7 @@ class TicketTraining:
                 self.ticket.replace_in(self._path)
         return notice
 
-    def _first_accepted(self, method: str) -> Answer | None:
+    def _first_accepted(self, method: str) -> Response | None:
         """Read the notice, or ask for a new one, with the newest URLs that S3 accepts."""
         requests = TicketRequests(self.ticket)
         for number, urls in enumerate(self.ticket.urls):

@@ -6,7 +6,7 @@ have succeeded although its answer was lost.
 
 from typing import IO, Any, Final
 
-from gradshard.client.presigned import Answer
+from gradshard.client.presigned import Response
 from gradshard.client.ticket_parts import PartUrls, encode_completion, parse_part_list
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.tickets import Ticket
@@ -52,14 +52,14 @@ class TicketUpload:
         TicketError
             S3 has another one.
         """
-        answer = self._requests.ask("HEAD", self._ticket.uploaded_url)
-        if answer is None:
+        response = self._requests.ask("HEAD", self._ticket.uploaded_url)
+        if response is None:
             return False
-        if self._is_same(answer):
+        if self._is_same(response):
             return True
-        nbytes = self._requests.content_length(answer)
+        nbytes = self._requests.content_length(response)
         used = f"the ticket of client {self._ticket.client!r} was used already: "
-        under_kms = answer.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
+        under_kms = response.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
         if self._ticket.parts and under_kms and nbytes == self._content.nbytes:
             raise TicketError(
                 f"{used}an update of {nbytes} bytes is in round {self._ticket.round_id!r}; whether "
@@ -99,12 +99,12 @@ class TicketUpload:
             body = UnseekableBody(content, progress)
             progress(0, content.nbytes)
             try:
-                answer = self._requests.http.send("PUT", url, headers, body)
-                if answer.status_code == 200:
-                    return self._requests.check_is_s3(answer)
-                if answer.status_code == 412:
+                response = self._requests.http.send("PUT", url, headers, body)
+                if response.status_code == 200:
+                    return self._requests.check_is_s3(response)
+                if response.status_code == 412:
                     return self._check_is_done()
-                self._requests.fail(answer)
+                self._requests.fail(response)
             except OSError as error:
                 reason = str(error)
             body.raise_failure()
@@ -119,10 +119,10 @@ class TicketUpload:
     def _send_parts(self, urls: PartUrls, progress: Progress) -> None:
         """Send the parts that S3 does not have yet, and make the update of all."""
         ranges = urls.ranges(self._content.nbytes)
-        answer = self._requests.ask("GET", urls.listing)
-        if answer is None:
+        response = self._requests.ask("GET", urls.listing)
+        if response is None:
             raise self._upload_is_gone()
-        stored = parse_part_list(answer.content)
+        stored = parse_part_list(response.content)
         held = [part for part in stored if holds_by_etag(self._content, part, ranges)]
 
         def send(number: int, body: IO[bytes], nbytes: int) -> Part:
@@ -136,13 +136,13 @@ class TicketUpload:
         retries = Retries()
         while True:
             try:
-                answer = self._requests.http.send("PUT", url, headers, body)
-                if answer.status_code == 200:
-                    self._requests.check_is_s3(answer)
-                    return Part(number, self._requests.header(answer, "ETag"), nbytes)
-                if answer.status_code == 404:
+                response = self._requests.http.send("PUT", url, headers, body)
+                if response.status_code == 200:
+                    self._requests.check_is_s3(response)
+                    return Part(number, self._requests.header(response, "ETag"), nbytes)
+                if response.status_code == 404:
                     raise self._upload_is_gone()
-                self._requests.fail(answer)
+                self._requests.fail(response)
             except OSError as error:
                 reason = str(error)
             retries.record_failure(
@@ -158,10 +158,10 @@ class TicketUpload:
         retries = Retries()
         while True:
             try:
-                answer = self._requests.http.send(
+                response = self._requests.http.send(
                     "POST", urls.completion, {"If-None-Match": "*"}, body
                 )
-                if self._is_completed(answer):
+                if self._is_completed(response):
                     return
             except OSError as error:
                 reason = str(error)
@@ -173,35 +173,35 @@ class TicketUpload:
                 ),
             )
 
-    def _is_completed(self, answer: Answer) -> bool:
+    def _is_completed(self, response: Response) -> bool:
         """Return whether S3 has made the update; raise an OSError if a retry may succeed."""
         # S3 sends the status before it is done, so the body may still contain an error.
-        if answer.status_code == 200 and not answer.code:
-            self._requests.check_is_s3(answer)
+        if response.status_code == 200 and not response.code:
+            self._requests.check_is_s3(response)
             return True
         # 404 or 412: an earlier attempt may have succeeded although its answer was lost.
-        if answer.status_code in {404, 412}:
+        if response.status_code in {404, 412}:
             self._check_is_done()
             return True
-        if answer.status_code == 400:
+        if response.status_code == 400:
             raise TicketError(
                 f"S3 cannot put the parts of client {self._ticket.client!r} in round "
-                f"{self._ticket.round_id!r} together ({answer.code}): another program sent some "
+                f"{self._ticket.round_id!r} together ({response.code}): another program sent some "
                 "with the same ticket meanwhile; submit again"
             )
-        if answer.status_code != 200:
-            self._requests.fail(answer)
-        raise OSError(f"S3 answered {answer.code}")
+        if response.status_code != 200:
+            self._requests.fail(response)
+        raise OSError(f"S3 answered {response.code}")
 
-    def _is_same(self, answer: Answer) -> bool:
+    def _is_same(self, response: Response) -> bool:
         """Return whether the update that S3 has, by its answer to a HEAD, is this one."""
-        if self._requests.content_length(answer) != self._content.nbytes:
+        if self._requests.content_length(response) != self._content.nbytes:
             return False
         if self._ticket.parts is None:
-            found = answer.headers.get("Content-Disposition")
+            found = response.headers.get("Content-Disposition")
             return bool(found == _checksum_header(self._content))
         ranges = self._ticket.parts.ranges(self._content.nbytes)
-        return has_etag(self._content, self._requests.header(answer, "ETag"), ranges)
+        return has_etag(self._content, self._requests.header(response, "ETag"), ranges)
 
     def _check_is_done(self) -> None:
         # S3 has an update: of an earlier attempt, or of someone else who has the ticket.

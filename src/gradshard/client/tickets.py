@@ -19,7 +19,7 @@ from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.signed_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning.masking import Agreement
-from gradshard_core.records.ticket_record import VERSION
+from gradshard_core.records.ticket_urls import VERSION
 
 
 @dataclass(frozen=True)

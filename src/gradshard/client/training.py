@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from gradshard.client import operations
-from gradshard.client.round_progress import ProgressReader
 from gradshard.client.stack import Stack
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
+from gradshard.client.training_progress import ProgressReader
 from gradshard.client.training_ticket import TrainingTicket, issue_training_ticket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
@@ -28,7 +28,7 @@ from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
-from gradshard_core.records.inbox import Arrival, count_rejected, list_waiting
+from gradshard_core.records.inbox import UncountedUpdate, count_rejected, list_waiting
 from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.training_state import (
     ENDED,
@@ -163,7 +163,7 @@ class Training:
         WaitTimeoutError
             The training goes on after the timeout.
         """
-        last: tuple[TrainingState, list[Arrival]] | None = None
+        last: tuple[TrainingState, list[UncountedUpdate]] | None = None
         spec = self.spec()
         for number in poll(timeout):
             state = self.state()
@@ -315,7 +315,7 @@ class Training:
             return list(clients)
         return list(list_members(self._stack.store, self.keys))
 
-    def waiting(self) -> list[Arrival]:
+    def waiting(self) -> list[UncountedUpdate]:
         """Return the updates that wait in a buffered training, in the order of their arrival.
 
         A client has ``updates_per_client`` of them in the next buffer; its later ones are not
@@ -328,7 +328,7 @@ class Training:
         """
         return self._waiting(self.spec(), self.state())
 
-    def _waiting(self, spec: TrainingSpec, state: TrainingState) -> list[Arrival]:
+    def _waiting(self, spec: TrainingSpec, state: TrainingState) -> list[UncountedUpdate]:
         if not spec.is_buffered or state.version is None:
             return []
         versions = range(state.oldest_version(spec.staleness), state.version + 1)
@@ -433,7 +433,7 @@ class Training:
                 status=RUNNING,
                 run=state.run + 1,
                 first_step=state.step,
-                # Whatever others have made of the model meanwhile, the training goes on from it.
+                # The training goes on from the current version, even if others have made it.
                 version=state.version if is_fixed else None,
                 failures=0,
                 cause=None,

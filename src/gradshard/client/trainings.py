@@ -48,6 +48,7 @@ class TrainingOptions(RoundOptions, total=False):
     over_selection: float | None
     seed: int | None
     noise_tree: int | None
+    secret_sample: Mapping[str, Any] | None
     settings: Mapping[str, Any] | None
     evaluate_every: int | None
     stop: Mapping[str, Any] | None

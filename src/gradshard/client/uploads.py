@@ -204,7 +204,7 @@ def upload(
     parts = send_parts(content, ranges, held, send, report)
     store.complete_upload(key, upload_id, parts)
     if store.checksum(key) != checksum:
-        raise StoreError(f"{key}: another upload got in the way; submit again")
+        raise StoreError(f"{key}: another upload replaced this one while it was sent; submit again")
 
 
 def _put(store: ClientStore, key: str, content: Content, checksum: str, progress: Progress) -> bool:

@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradshard.client.claims import Claim
 from gradshard.client.range_sampling import Detection, Sample
 from gradshard.client.recomputation import RangeRecomputer
 from gradshard.client.uploads import Progress
+from gradshard.client.verification_claim import Claim
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation import arithmetic

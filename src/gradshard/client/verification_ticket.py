@@ -13,20 +13,20 @@ from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client.claims import Claim, read_claim
-from gradshard.client.presigned import Answer, is_url, origin_of
+from gradshard.client.presigned import Response, is_url, origin_of
 from gradshard.client.stated_round import StatedRound
 from gradshard.client.ticket_file import TicketFile
 from gradshard.client.ticket_issuer import MAX_SECONDS, check_in_range
-from gradshard.client.ticket_requests import AnswerBody, TicketRequests
+from gradshard.client.ticket_requests import ResponseBody, TicketRequests
 from gradshard.client.uploads import Progress
 from gradshard.client.verification import Verification, VerificationError, verify_claim
+from gradshard.client.verification_claim import Claim, read_claim
 from gradshard_core.errors import RoundNotFoundError, TicketError
 from gradshard_core.formats.keys import RoundKeys, StoredTensors, check_id
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
-from gradshard_core.s3.transport import AnswerError, Transport
+from gradshard_core.s3.transport import ResponseError, Transport
 from gradshard_core.units import MIB
 
 VERSION: Final = 1
@@ -237,25 +237,25 @@ class _UrlTransport:
         key, version = parameters["Key"], parameters.get("VersionId", "")
         url = self._urls.get((key, version))
         if operation != "get_object" or url is None:
-            raise AnswerError("NoSuchKey", operation, f"the ticket does not read {key}")
+            raise ResponseError("NoSuchKey", operation, f"the ticket does not read {key}")
         names = {"Range": "Range", "IfMatch": "If-Match"}
         headers = {names[name]: parameters[name] for name in names if name in parameters}
-        answer = self._requests.send("GET", url, headers, stream=True)
-        if answer.status_code in {404, 412, 416}:
-            answer.raw.close()
+        response = self._requests.send("GET", url, headers, stream=True)
+        if response.status_code in {404, 412, 416}:
+            response.raw.close()
             codes = {404: "NoSuchKey", 412: "PreconditionFailed", 416: "InvalidRange"}
-            raise AnswerError(codes[answer.status_code], operation, f"{key} is gone")
-        if answer.status_code >= 300:
-            self._requests.reject(answer)
-        self._requests.check_is_s3(answer)
-        return _fields(answer)
+            raise ResponseError(codes[response.status_code], operation, f"{key} is gone")
+        if response.status_code >= 300:
+            self._requests.reject(response)
+        self._requests.check_is_s3(response)
+        return _fields(response)
 
 
-def _fields(answer: Answer) -> dict[str, Any]:
+def _fields(response: Response) -> dict[str, Any]:
     """Return the fields of an answer to a GET, with boto3's names."""
-    headers: Mapping[str, str] = {name.lower(): value for name, value in answer.headers.items()}
+    headers: Mapping[str, str] = {name.lower(): value for name, value in response.headers.items()}
     return {
-        "Body": AnswerBody(answer),
+        "Body": ResponseBody(response),
         "ETag": headers.get("etag", ""),
         "ContentRange": headers.get("content-range"),
         "ContentLength": int(headers.get("content-length", "0")),

@@ -15,7 +15,7 @@ from botocore.exceptions import ClientError
 from botocore.session import Session
 
 from gradshard.aws.boto_client import connect, make_session
-from gradshard.deployment.gate import read_credentials
+from gradshard.deployment.engine_gate import read_credentials
 from gradshard_core.errors import EngineError
 from gradshard_core.s3.sigv4 import Credentials
 
@@ -69,12 +69,12 @@ class Engine:
         return f" --port {self.port}" if self.port != DEFAULT_PORT else ""
 
     @property
-    def starting(self) -> str:
+    def start_command(self) -> str:
         """The command that starts it."""
         return f"gradshard local up{self.port_option}"
 
     @property
-    def stopping(self) -> str:
+    def stop_command(self) -> str:
         """The command that stops it."""
         return f"gradshard local down{self.port_option}"
 
@@ -117,7 +117,7 @@ class Engine:
         except (OSError, ValueError, KeyError) as error:
             raise EngineError(
                 f"the engine on port {self.port} has no key in {self.credentials_file}: "
-                f"`{self.stopping}`, then `{self.starting}`"
+                f"`{self.stop_command}`, then `{self.start_command}`"
             ) from error
 
     @property
@@ -179,7 +179,7 @@ def find(port: int = DEFAULT_PORT) -> Engine:
     others = elsewhere()
     advice = f"{others}; or " if others else ""
     raise EngineError(
-        f"no local engine is running on port {port}: {advice}start it with `{engine.starting}`"
+        f"no local engine is running on port {port}: {advice}start it with `{engine.start_command}`"
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gradshard.deployment import engine_bodies, engine_patches
-from gradshard.deployment.gate import Gate, read_credentials
+from gradshard.deployment.engine_gate import Gate, read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
 

@@ -99,12 +99,12 @@ def up(
         elif ephemeral and not engine.ephemeral:
             raise EngineError(
                 f"the engine on port {engine.port} runs already and keeps its objects: "
-                f"`{engine.stopping}` first"
+                f"`{engine.stop_command}` first"
             )
         elif bind and not is_ready(engine, bind):
             raise EngineError(
                 f"the engine on port {engine.port} runs already and does not listen on {bind}: "
-                f"`{engine.stopping}` first"
+                f"`{engine.stop_command}` first"
             )
         deploy_if_changed(engine, report, keeper=keeper)
         if bind:

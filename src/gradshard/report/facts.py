@@ -6,7 +6,8 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import AUTO
-from gradshard_core.planning import round_cost
+from gradshard_core.planning import measured_cost
+from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.round_spec_parsing import default_quorum
 from gradshard_core.stragglers.salf import FEDAVG
 
@@ -201,6 +202,7 @@ def _contributors(plan: Mapping[str, Any]) -> list[Facts]:
             "etag": entry["source"]["etag"],
         }
         for entry in plan.get("contributors", [])
+        if entry["client"] != NOBODY
     ]
 
 
@@ -288,7 +290,7 @@ def _measured(
 ) -> dict[str, float] | None:
     if not tasks:
         return None
-    return round_cost.measured(
+    return measured_cost.measured(
         tasks,
         measuring=measuring,
         clients=len(contributors),

@@ -67,7 +67,7 @@ def folding(part: Part, address: str, *, is_open: bool) -> Markup:
             "summary",
             tag("h3", part.heading, id=address),
             " ",
-            tag("span", part.gist, class_="gist"),
+            tag("span", part.summary, class_="summary"),
         ),
         tag("div", part.content, class_="content"),
         class_="part",

@@ -39,7 +39,7 @@ section.round:not(:first-child) { border-top: 1px solid var(--edge); padding-top
   margin: .75rem 0 }
 details.part { border: 1px solid var(--edge); border-radius: .5rem; margin: .5rem 0 }
 .part > summary { padding: .5rem .75rem; cursor: pointer }
-.part > summary h3 { display: inline } .gist { color: var(--dim); margin-left: .35rem }
+.part > summary h3 { display: inline } .summary { color: var(--dim); margin-left: .35rem }
 .part[open] > summary { border-bottom: 1px solid var(--edge) }
 .content { padding: .25rem .75rem .75rem }
 .listing > summary { cursor: pointer; padding: .35rem 0; color: var(--c0); font-size: .9rem }

@@ -109,8 +109,8 @@ def _metrics(facts: Facts) -> Part:
         text = f"The JSON has {pluralize(more, 'more metric')}, which fewer rounds have."
         charts.append(tag("p", text, class_="dim small"))
     last = _last_values(facts["rounds"])
-    gist = " · ".join(f"{name} {value:.4g}" for name, value in [*last.items()][:4])
-    return Part("metrics", "Metrics", gist, joined(*charts))
+    summary = " · ".join(f"{name} {value:.4g}" for name, value in [*last.items()][:4])
+    return Part("metrics", "Metrics", summary, joined(*charts))
 
 
 def _last_values(rounds: Sequence[Facts]) -> dict[str, float]:
@@ -174,8 +174,8 @@ def _rounds(facts: Facts) -> Part:
     ]
     rows = [_round_row(r, names, facts["started_at"]) for r in rounds]
     failed = [r for r in rounds if not r["is_completed"]]
-    gist = f"{len(rounds):,} ended" + (f", {len(failed):,} of them failed" if failed else "")
-    return Part("rounds", "Rounds", gist, table("Rounds", columns, rows, most=MAX_ROWS))
+    summary = f"{len(rounds):,} ended" + (f", {len(failed):,} of them failed" if failed else "")
+    return Part("rounds", "Rounds", summary, table("Rounds", columns, rows, most=MAX_ROWS))
 
 
 def _round_row(facts: Facts, names: Sequence[str], since: str) -> list[object]:
@@ -240,11 +240,11 @@ def _clients(facts: Facts) -> Part:
         for entry in clients
     ]
     silent = [entry["client"] for entry in clients if entry["silent"]]
-    gist = pluralize(len(clients), "client")
+    summary = pluralize(len(clients), "client")
     if silent:
-        gist += f" · silent: {listed(silent, 3)}"
+        summary += f" · silent: {listed(silent, 3)}"
     content = joined(chart, table("What each client did", columns, rows, most=MAX_ROWS))
-    return Part("clients", "Clients", gist, content)
+    return Part("clients", "Clients", summary, content)
 
 
 # ---------------------------------------------------------------------------------- staleness
@@ -276,9 +276,9 @@ def _staleness(facts: Facts) -> list[Part]:
         for value, count in sorted(counts.items())
     ]
     columns = [Column("staleness", NUMBER), Column("updates", NUMBER)]
-    gist = f"{mean:.2f} on average, at most {most:,}"
+    summary = f"{mean:.2f} on average, at most {most:,}"
     content = joined(chart, table("Updates by staleness", columns, rows, most=MAX_ROWS))
-    return [Part("staleness", "Staleness", gist, content)]
+    return [Part("staleness", "Staleness", summary, content)]
 
 
 # --------------------------------------------------------------------------------------- cost
@@ -344,10 +344,10 @@ def _versions(facts: Facts) -> Part:
         tag("p", "Versions of model ", model, "."),
         table("Versions of the model", columns, rows, most=MAX_ROWS),
     )
-    gist = f"{made[0]['base_version']:,} to {made[-1]['version']:,}"
+    summary = f"{made[0]['base_version']:,} to {made[-1]['version']:,}"
     if best:
-        gist += f" · best {best:,}"
-    return Part("versions", "Versions", gist, content)
+        summary += f" · best {best:,}"
+    return Part("versions", "Versions", summary, content)
 
 
 # ----------------------------------------------------------------------------------- settings
@@ -365,8 +365,8 @@ def _settings(facts: Facts) -> Part:
         for name, value in spec["round"].items()
     ]
     rows.append(("started at", format_moment(facts["started_at"])))
-    gist = f"started {format_moment(facts['started_at'])}"
-    return Part("settings", "Settings", gist, facts_table("Options of the training", rows))
+    summary = f"started {format_moment(facts['started_at'])}"
+    return Part("settings", "Settings", summary, facts_table("Options of the training", rows))
 
 
 def _shown(value: object) -> str:

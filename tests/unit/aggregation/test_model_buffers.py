@@ -11,7 +11,7 @@ from gradshard_core.aggregation.server_optimizers import OPTIMIZERS, parse_serve
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Layout
 from tests import reference
-from tests.unit.applied_rounds import MemoryFederation
+from tests.unit.model_rounds import MemoryFederation
 
 MODEL = {
     "conv.weight": np.linspace(-1, 1, 1200, dtype="f4").reshape(30, 40),

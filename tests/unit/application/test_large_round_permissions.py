@@ -44,7 +44,7 @@ def test_arrivals_are_marked_by_those_that_look_for_them() -> None:
         assert granted(function)["rounds/*/arrived/*"] == {"s3:GetObject", "s3:PutObject"}
 
 
-def test_those_that_ask_who_is_expected_read_the_ids() -> None:
+def test_functions_that_check_who_is_expected_may_read_the_ids() -> None:
     """The others read terms without asking that; only who has a round opened writes ids."""
     found = {f: granted(f).get("rounds/*/clients/*") for f in FUNCTIONS}
     assert {f: actions for f, actions in found.items() if actions} == {

@@ -22,7 +22,7 @@ from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.limits import MAX_STACK_NAME
 from gradshard_core.planning.round_spec import MAX_TIMEOUT
 from gradshard_core.rounds import aws_callbacks
-from tests.second.deployed import function_variables
+from tests.localstack.deployed import function_variables
 
 ROOT = Path(__file__).parents[3]
 

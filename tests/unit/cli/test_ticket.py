@@ -55,7 +55,7 @@ class TestTicket:
             (["--max-size", "1MB", "--expires", "1.5"], "expires is 1.5"),
         ],
     )
-    def test_that_cannot_be_made(
+    def test_invalid_options_are_rejected(
         self, run: Run, tmp_path: Path, options: list[str], text: str
     ) -> None:
         assert_one_line(run("ticket", "r1", "a", "-o", tmp_path / "t", *options), text)
@@ -69,7 +69,7 @@ class TestTicket:
         assert_one_line(run(*submit, "r2", "a", file), text)
         assert_one_line(run(*submit, "r1", "b", file), "is a ticket of client 'a', not 'b'")
 
-    def test_that_is_another_file(self, run: Run, file: Path) -> None:
+    def test_a_file_that_is_no_ticket_is_rejected(self, run: Run, file: Path) -> None:
         assert_one_line(run("show", "--ticket", file), "is not a ticket: give the file that")
 
     def test_a_rejection_with_control_characters_is_escaped(

@@ -9,8 +9,8 @@ import pytest
 from gradshard.cli import main
 from gradshard.client import federation
 from gradshard_core.formats.keys import RoundKeys
-from tests.unit.applied_rounds import MemoryFederation
 from tests.unit.fakes import MemoryStack
+from tests.unit.model_rounds import MemoryFederation
 
 UPDATES = [{"w": np.full(40_000, number, np.float32)} for number in range(3)]
 

@@ -20,5 +20,5 @@ def test_a_change_has_the_models_type_and_leads_from_it_to_what_was_trained(dtyp
 
 def test_an_unsigned_tensor_may_not_fall() -> None:
     before, after = {"n": np.array([3, 4], "u1")}, {"n": np.array([3, 3], "u1")}
-    with pytest.raises(UpdateError, match="tensor 'n' is U8 and fell in training"):
+    with pytest.raises(UpdateError, match="tensor 'n' is U8 and decreased in training"):
         change_of(before, after)

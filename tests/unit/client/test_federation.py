@@ -141,7 +141,7 @@ class TestOpening:
                         f"é{number}": {"dtype": "F32", "shape": [2]} for number in range(7000)
                     },
                 },
-                r"layout takes \d+: shorten the tensors' names, or apply the round to a model",
+                r"layout takes \d+: shorten the tensors' names, or give a server_optimizer",
             ),
         ],
     )
@@ -469,7 +469,7 @@ class TestFetching:
         with pytest.raises(DigestError):
             finished.fetch()
 
-    def test_too_early(self, round_: Round) -> None:
+    def test_fetch_before_the_end_is_rejected(self, round_: Round) -> None:
         with pytest.raises(RoundStateError, match="has not ended"):
             round_.fetch()
 

@@ -12,9 +12,9 @@ import pytest
 
 from gradshard.client.compression import Compression
 from gradshard.client.federation import Federation
-from gradshard.client.follow_up import RejectedUpdate
 from gradshard.client.model import Model
 from gradshard.client.participation import participate
+from gradshard.client.rejection_watch import RejectedUpdate
 from gradshard.client.residual import Residual
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member

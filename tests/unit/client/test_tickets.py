@@ -37,7 +37,7 @@ from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, pars
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
-from gradshard_core.records.ticket_record import MAX_LENGTHS, signed_lengths
+from gradshard_core.records.ticket_urls import MAX_LENGTHS, signed_lengths
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.units import MIB
@@ -198,7 +198,9 @@ class TestTerms:
             ({"max_bytes": MAX_UPDATE_BYTES + 1}, "max_bytes is 2684354560001"),
         ],
     )
-    def test_that_s3_does_not_take(self, make: Make, terms: dict[str, Any], text: str) -> None:
+    def test_terms_that_s3_does_not_take_are_rejected(
+        self, make: Make, terms: dict[str, Any], text: str
+    ) -> None:
         with pytest.raises(TicketError, match=text):
             make(**terms)
 
@@ -300,7 +302,7 @@ class TestParts:
             {"more": 1},
         ],
     )
-    def test_that_are_none_are_rejected(self, make: Make, change: dict[str, Any]) -> None:
+    def test_invalid_part_urls_are_rejected(self, make: Make, change: dict[str, Any]) -> None:
         record = json.loads(make(max_bytes=LARGE).dumps())
         with pytest.raises(TicketError, match="is not a ticket"):
             Ticket.loads(json.dumps(record | {"parts": record["parts"] | change}))

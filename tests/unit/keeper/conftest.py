@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.unit.in_memory import Machine
-from tests.unit.keeping import Keeper, MaskedRound
+from tests.unit.keeper_in_memory import Keeper, MaskedRound
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from gradshard_core.keeper.request import Refusal
 from tests import masked
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.in_memory import Machine
-from tests.unit.keeping import Fate, Keeper, KilledError, MaskedRound, Mortal
+from tests.unit.keeper_in_memory import Fate, Keeper, KilledError, MaskedRound, Mortal
 from tests.unit.observability.test_emf import Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -84,9 +84,12 @@ def test_a_round_is_never_answered_for_others(asked: MaskedRound, when: str) -> 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"contributors": lambda found: found[:1]}, "1 masks were to be summed, and the fewest"),
+        (
+            {"contributors": lambda found: found[:1]},
+            "1 masks are to be summed, fewer than the least",
+        ),
         ({"contributors": lambda found: [*found, found[0]]}, "a client contributes twice"),
-        ({"contributors": []}, "0 masks were to be summed"),
+        ({"contributors": []}, "0 masks are to be summed"),
         ({"clients": ["a", "b", "c"]}, "client 'd' is not on the roster"),
         ({"encoding": '{"ring_bits": 32}'}, "not those of this protocol"),
         ({"encoding": "no JSON"}, "not those of this protocol"),

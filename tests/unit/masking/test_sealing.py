@@ -128,7 +128,7 @@ def test_fields_do_not_run_into_each_other() -> None:
 
 @pytest.mark.parametrize("key", [b"", bytes(31), bytes(32), bytes(33)])
 def test_what_is_no_public_key_is_rejected(key: bytes) -> None:
-    with pytest.raises(SealError, match="the keeper's public key is none"):
+    with pytest.raises(SealError, match="the keeper's public key is not valid"):
         seal(os.urandom(32), key, CONTEXT, os.urandom(32))
 
 

@@ -14,10 +14,10 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.planning import aws_prices, limits, pricing
 from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.measured_cost import measured
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.pricing import Bill, Requests, Tasks
-from gradshard_core.planning.round_cost import measured
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.model_registry import Version
@@ -29,7 +29,7 @@ from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
-from gradshard_core.s3.transport import AnswerError
+from gradshard_core.s3.transport import ResponseError
 from gradshard_core.units import MIB
 
 ROOT = Path(__file__).parents[3]
@@ -132,7 +132,7 @@ class CountedS3:
 
     def _found(self, key: str) -> tuple[bytes, int]:
         if key not in self.objects:
-            raise AnswerError("NoSuchKey", "get_object", "S3 answered NoSuchKey")
+            raise ResponseError("NoSuchKey", "get_object", "S3 answered NoSuchKey")
         return self.objects[key]
 
 
@@ -241,7 +241,7 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
         "rejected": [],
     }
     if plan.computation.measures:
-        report["products"] = []
+        report["products"] = {}
     for level in range(len(plan.levels)):
         for task in plan.tasks(level):
             s3.create(keys.task_report(level, task.number), json.dumps(report).encode(), 1)

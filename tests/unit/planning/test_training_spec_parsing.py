@@ -157,6 +157,7 @@ EXAMPLES: dict[str, Any] = {
     "over_selection": 0.3,
     "seed": 4,
     "noise_tree": 2,
+    "secret_sample": {"probability": 0.25, "divisor": 100},
     "settings": {"epochs": 2, "rate": {"start": 0.1, "decay": 0.5}, "mode": {"1": "a", "9": "b"}},
     "evaluate_every": 5,
     "stop": {"metric": "loss", "maximize": False, "patience": 3},
@@ -176,6 +177,8 @@ def test_every_option_survives_json(name: str) -> None:
         fields["sample"] = 2
     if name == "noise_tree":
         fields |= {"sample": 2, "round": {**ROUND, "dp": DP}}
+    if name == "secret_sample":
+        fields["round"] = {**ROUND, "dp": DP}
     spec = parse_training_spec(fields)
     assert parse_training_spec(spec.to_json()) == spec
     assert spec.to_json()[name] == EXAMPLES[name]
@@ -195,7 +198,7 @@ def test_every_option_survives_json(name: str) -> None:
         (BUFFERED, 2, 2, 2),
     ],
 )
-def test_so_many_are_invited_and_awaited(
+def test_the_numbers_of_invited_and_awaited_clients(
     options: dict[str, Any], members: int, invited: int, awaited: int
 ) -> None:
     assert count_invited(parse(**options), members) == (invited, awaited)

@@ -37,7 +37,7 @@ def test_every_page_is_well_formed_needs_only_json_and_loads_nothing(options: An
     assert "nan" not in written.lower().replace("not count: nan", "")
 
 
-def test_it_shows_curves_clients_cost_versions_and_causes() -> None:
+def test_the_page_shows_curves_clients_cost_versions_and_causes() -> None:
     text = Page(training_page(sample_training(), made_at=MADE_AT)).words
     for words in (
         *("Training mnist has ended", "60 of 60 rounds completed in 1 h, for $0.0511 of $2"),
@@ -98,7 +98,7 @@ def test_the_staleness_of_a_buffered_training_is_shown_and_clients_have_all_thei
     assert "Updates by staleness" in text
 
 
-def test_so_many_metrics_are_drawn_and_the_one_that_decides_is_first() -> None:
+def test_a_few_metrics_are_drawn_with_the_deciding_one_first() -> None:
     """Clients may send new names in each round."""
     status = sample_status(rounds=4, clients=4)
     status["spec"]["stop"] = {"metric": "zz", "at_least": 1}

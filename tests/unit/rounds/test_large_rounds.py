@@ -37,9 +37,9 @@ from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.stragglers.assignments import Assignment
 from tests import reference
-from tests.unit.counting import KINDS, Counting, Requests, of_functions
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine, Told
+from tests.unit.request_counts import KINDS, Counting, Requests, of_functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -208,7 +208,7 @@ def test_a_client_whose_frozen_version_is_gone_is_rejected(machine: Machine) -> 
 def test_updates_whose_headers_planning_reads_itself_keep_their_place(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.rounds.survey.LARGE_HEADER", 1000)
+    monkeypatch.setattr("gradshard_core.rounds.header_survey.LARGE_HEADER", 1000)
     updates = dict(enumerate(updates_of(60)))
     machine.open(clients=60)
     for number, update in updates.items():

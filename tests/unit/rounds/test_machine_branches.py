@@ -10,8 +10,8 @@ import pytest
 
 from gradshard_core.rounds import aws_callbacks, aws_json
 from gradshard_core.rounds.finalize_round import BRANCHES
-from tests.unit.applied_rounds import MemoryFederation
 from tests.unit.in_memory import load
+from tests.unit.model_rounds import MemoryFederation
 from tests.unit.observability.test_emf import ENVIRONMENT
 
 ROOT = Path(__file__).parents[3]

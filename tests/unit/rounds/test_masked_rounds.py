@@ -23,7 +23,7 @@ from tests import masked, reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import OPENED, Machine
-from tests.unit.keeping import Fate, Keeper, KilledError, MaskedRound, Mortal
+from tests.unit.keeper_in_memory import Fate, Keeper, KilledError, MaskedRound, Mortal
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -461,7 +461,7 @@ def test_a_refusal_without_clients_fails_the_round_with_its_reason(
     monkeypatch.setenv("GRADSHARD_LEAST_CLIENTS", "4")
     asking(machine, keeper)
     keeper.answer(machine.name)
-    with pytest.raises(KeeperError, match=r"refused: 3 masks were to be summed, and .* are 4"):
+    with pytest.raises(KeeperError, match=r"refused: 3 masks are to be summed, fewer than .* 4"):
         machine.plan(OPENED)
 
 

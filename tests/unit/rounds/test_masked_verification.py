@@ -12,7 +12,7 @@ from gradshard_core.errors import ChangedObjectError, UpdateError
 from tests import reference
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine
-from tests.unit.keeping import Keeper, MaskedRound
+from tests.unit.keeper_in_memory import Keeper, MaskedRound
 from tests.unit.rounds.test_masked_rounds import KINDS, samples_of, updates_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.accounting import is_installed, privacy_in_words
+from gradshard.client.privacy_accounting import is_installed, privacy_in_words
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import ModelKeys, StoredTensors

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests import reference
-from tests.unit.counting import Counting, Requests, of_functions
 from tests.unit.in_memory import OPENED, Machine
+from tests.unit.request_counts import Counting, Requests, of_functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 

@@ -19,7 +19,7 @@ def test_polynomials_below_twice_the_nodes_are_integrated_exactly(count: int) ->
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 100])
-def test_they_are_those_of_numpy(count: int) -> None:
+def test_nodes_and_weights_are_those_of_numpy(count: int) -> None:
     nodes, distances, weights = gauss_legendre(count)
     theirs, their_weights = np.polynomial.legendre.leggauss(count)
     assert nodes == pytest.approx((theirs + 1) / 2, rel=0, abs=1e-15)

@@ -9,16 +9,10 @@ from typing import Any
 import pytest
 
 from gradshard_core.records import model_registry
-from gradshard_core.rounds import abort_round, finalize_round, first_plan, plan_assembly
+from gradshard_core.rounds import first_plan, plan_assembly, round_manifest
 from tests.unit.trainings.machine import DyingStore, Machine
 
-CLOCKS: tuple[ModuleType, ...] = (
-    model_registry,
-    abort_round,
-    finalize_round,
-    first_plan,
-    plan_assembly,
-)
+CLOCKS: tuple[ModuleType, ...] = (model_registry, first_plan, plan_assembly, round_manifest)
 """The modules that write the time into an object."""
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
-from gradshard.client.follow_up import FollowUp
 from gradshard.client.model import Model
+from gradshard.client.rejection_watch import RejectionWatch
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
 from gradshard_core.errors import GradshardError
@@ -344,7 +344,7 @@ class Machine:
             return done
 
         member = Member(self.stack, self.training, client)
-        worker = participation._Worker(member, FollowUp(member), work, work, None, None)
+        worker = participation._Worker(member, RejectionWatch(member), work, work, None, None)
         try:
             assert worker.answer(invitation)
         except SilentError:

@@ -129,7 +129,7 @@ def test_versions_have_the_bits_of_fedbuff_in_numpy(new_machine: NewMachine) -> 
 
 
 @pytest.mark.parametrize("each", [1, 2])
-def test_so_many_updates_of_a_client_count_in_a_buffer_as_may(
+def test_a_buffer_counts_at_most_updates_per_client_of_a_client(
     new_machine: NewMachine, each: int
 ) -> None:
     """While a version is made others arrive, so that a client has several that wait."""

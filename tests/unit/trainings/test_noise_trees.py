@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.accounting import privacy_in_words
+from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard.client.stack import Execution
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy

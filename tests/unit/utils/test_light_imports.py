@@ -44,7 +44,7 @@ def test_what_needs_a_hidden_library_has_it(tmp_path: Path) -> None:
     """As dp-accounting needs attrs, in the command ``gradshard model budget``."""
     (tmp_path / "attr.py").touch()
     (tmp_path / "dp_accounting.py").write_text("import attr\n")
-    lines = "import rich.console; from gradshard.client.accounting import is_installed\n"
+    lines = "import rich.console; from gradshard.client.privacy_accounting import is_installed\n"
     lines += "assert is_installed()"
     path = os.pathsep.join([str(tmp_path), *sys.path])
     assert {"attr", "dp_accounting"} <= loaded(tmp_path, lines, PYTHONPATH=path)

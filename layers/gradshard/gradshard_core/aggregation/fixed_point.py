@@ -62,7 +62,7 @@ class RingEncoding(ABC):
     @property
     @abstractmethod
     def step(self) -> float:
-        """What one is worth."""
+        """The value of the encoded number 1."""
 
     @property
     @abstractmethod

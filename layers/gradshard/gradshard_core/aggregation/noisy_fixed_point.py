@@ -72,7 +72,7 @@ class NoisyFixedPoint(RingEncoding):
 
     @property
     def step(self) -> float:
-        """What one is worth: the step of the grid."""
+        """The value of the encoded number 1: the step of the grid."""
         return self.grid.step
 
     @property
@@ -113,7 +113,7 @@ class NoisyFixedPoint(RingEncoding):
             np.trunc(wide, out=wide)
             if not max(-wide.min(), wide.max()) <= self._longest:
                 raise UpdateError(
-                    f"an element from {first} on is no number, or beyond the length that was "
+                    f"an element from {first} on is no number, or larger than the norm that was "
                     "measured: the update has changed meanwhile"
                 )
             integers = wide.astype(f"<i{self.dtype.itemsize}")
@@ -133,6 +133,8 @@ class NoisyFixedPoint(RingEncoding):
             The update has a NaN or an infinity, or its length is beyond float64.
         """
         if not math.isfinite(norm):
-            raise UpdateError(f"the update is {norm} long: it has a NaN, or too large values")
+            raise UpdateError(
+                f"the norm of the update is {norm}: it has a NaN, or too large values"
+            )
         factor = min(1.0, self.dp.clip / (norm * MARGIN)) if norm else 1.0
         return factor / self.step

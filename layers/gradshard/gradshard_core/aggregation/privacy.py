@@ -39,6 +39,7 @@ from gradshard_core.aggregation import arithmetic, noise
 from gradshard_core.aggregation.kernel import Block, Piece, Source, pieces_of
 from gradshard_core.aggregation.noise_tree import Place, parse_place
 from gradshard_core.aggregation.robust_by_weight import Decision, Gram, norms_of
+from gradshard_core.aggregation.secret_draw import SecretDraw, parse_secret_draw
 from gradshard_core.aggregation.sharding import block_bytes, count_elements
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.layout import Span
@@ -138,6 +139,8 @@ class PrivacyMechanism:
         How the clip of the next round follows; None if it stays.
     tree
         The round's place in a tree of noise; None outside of one.
+    draw
+        The secret draw of its clients; None if they were not drawn so.
     """
 
     clip: float
@@ -145,10 +148,16 @@ class PrivacyMechanism:
     delta: float
     adaptation: Adaptation | None = None
     tree: Place | None = None
+    draw: SecretDraw | None = None
 
     name: ClassVar[str] = "dp"
     score: ClassVar[str] = "norm"
     pairs: ClassVar[bool] = False
+
+    @property
+    def asked_for(self) -> Place | SecretDraw | None:
+        """What makes it a mechanism of a training's round, which its training alone states."""
+        return self.draw if self.tree is None else self.tree
 
     @property
     def cancels(self) -> tuple[str, ...]:
@@ -157,7 +166,8 @@ class PrivacyMechanism:
 
     def divisor(self, contributors: int) -> int:
         """Return n, by which the sum of so many updates is divided."""
-        return contributors if self.tree is None else self.tree.divisor
+        stated = self.asked_for
+        return contributors if stated is None else stated.divisor
 
     def deviation(self, contributors: int) -> float:
         """Return the standard deviation of the noise in each element of the average."""
@@ -222,23 +232,22 @@ class PrivacyMechanism:
             "delta": self.delta,
             **({} if self.adaptation is None else self.adaptation._asdict()),
             **({} if self.tree is None else {"tree": self.tree.to_json()}),
+            **({} if self.draw is None else {"draw": self.draw.to_json()}),
         }
 
 
 def parse_privacy(stated: Any) -> PrivacyMechanism:
     """Read a mechanism from JSON: ``clip``, ``noise_multiplier``, ``delta``, maybe ``quantile``.
 
-    A training also states ``tree``, the place of each round in its tree of noise.
+    A training also states ``tree``, the place of each round in its tree of noise, or ``draw``, the
+    secret draw of its clients.
 
     Raises
     ------
     SpecError
         A field is unknown, missing or out of its bounds.
     """
-    tree = None
-    if isinstance(stated, Mapping) and stated.get("tree") is not None:
-        tree = parse_place(stated["tree"])
-        stated = {name: value for name, value in stated.items() if name != "tree"}
+    stated, tree, draw = _asked_for(stated)
     if not isinstance(stated, Mapping) or stated.keys() - _BOUNDS.keys() - _ADAPTIVE.keys():
         raise SpecError(
             f"dp is {stated!r}, not {{clip: …, noise_multiplier: …, delta: …}}, and for a clip "
@@ -262,7 +271,25 @@ def parse_privacy(stated: Any) -> PrivacyMechanism:
         raise SpecError(
             "dp: noise cancels in a tree only if all rounds have the same clip: leave out quantile"
         )
-    return PrivacyMechanism(clip, multiplier, delta, adaptation, tree)
+    if draw is not None and (adaptation is not None or tree is not None):
+        raise SpecError(
+            "dp: clients are drawn in secret for rounds with a fixed clip and noise of their own: "
+            "leave out quantile and tree"
+        )
+    return PrivacyMechanism(clip, multiplier, delta, adaptation, tree, draw)
+
+
+def _asked_for(stated: Any) -> tuple[Any, Place | None, SecretDraw | None]:
+    """Take out of a mechanism what a training states of it."""
+    if not isinstance(stated, Mapping):
+        return stated, None, None
+    rest = {name: value for name, value in stated.items() if name not in ("tree", "draw")}
+    tree, draw = stated.get("tree"), stated.get("draw")
+    return (
+        rest,
+        None if tree is None else parse_place(tree),
+        None if draw is None else parse_secret_draw(draw),
+    )
 
 
 def _adaptation(given: Mapping[str, Any]) -> Adaptation | None:
@@ -270,7 +297,7 @@ def _adaptation(given: Mapping[str, Any]) -> Adaptation | None:
     if "quantile" not in given:
         for name in given.keys() & _ADAPTIVE.keys():
             raise SpecError(
-                f"dp: {name} is for a clip that adapts to a quantile of the lengths: give "
+                f"dp: {name} is for a clip that adapts to a quantile of the norms: give "
                 'quantile, too, for example "quantile": 0.5'
             )
         return None

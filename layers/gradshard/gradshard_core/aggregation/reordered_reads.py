@@ -151,10 +151,10 @@ class Disorder(NamedTuple):
         if self.equivalent <= most:
             return None
         return (
-            f"its tensors stand in another order than the round's, so reading its {nbytes} bytes "
-            f"takes {self.requests} further requests and {self.skipped} bytes of gaps, over the "
-            f"{most} requests or gaps of {GAP_BYTES} bytes that an update of that size may take; "
-            f"{ADVICE}"
+            f"its tensors stand in another order than the round's. So reading its {nbytes} bytes "
+            f"takes {self.requests} further requests and reads {self.skipped} bytes in vain. An "
+            f"update of that size may take {most} further requests, and {GAP_BYTES} bytes in vain "
+            f"count as one; {ADVICE}"
         )
 
 

@@ -67,8 +67,8 @@ def check_id(kind: str, name: object) -> str:
 
     Ids become parts of S3 keys and schedule names, so they hold only what is plain in both:
     letters, digits, dots, underscores and hyphens, 64 at most. The ids of rounds and trainings are
-    names of executions, too, which may have no dot: Step Functions would not log it. That of a
-    training has 40 at most, since the ids of its rounds begin with it.
+    names of executions, too, which may have no dot: Step Functions would not log it. The id of
+    a training has 40 at most, since the ids of its rounds begin with it.
 
     Raises
     ------

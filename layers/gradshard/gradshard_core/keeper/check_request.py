@@ -166,7 +166,7 @@ def _check_terms(request: Request, least_clients: int) -> Stream:
     least = max(least_clients, request.min_clients)
     if len(names) < least:
         raise RefusedError(
-            f"{len(names)} masks were to be summed, and the fewest are {least} "
+            f"{len(names)} masks are to be summed, fewer than the least {least} "
             f"(min_clients is {request.min_clients}, the keeper's own minimum {least_clients})"
         )
     if not all(map(is_client, request.clients)):
@@ -197,7 +197,7 @@ def _check_seeds(store: S3Store, request: Request) -> dict[str, str]:
         if owners.setdefault(digest, client) != client:
             bad[client] = f"its seed is that of {owners[digest]}, too"
     if bad:
-        raise RefusedError(f"{len(bad)} seeds are of no use", bad)
+        raise RefusedError(f"{len(bad)} seeds cannot be used", bad)
     return digests
 
 
@@ -234,4 +234,4 @@ def _claim(store: S3Store, round_id: str, digests: Mapping[str, str]) -> None:
         if not is_ours
     }
     if bad:
-        raise RefusedError(f"{len(bad)} seeds are of no use", bad)
+        raise RefusedError(f"{len(bad)} seeds cannot be used", bad)

@@ -89,7 +89,7 @@ class Refusal(NamedTuple):
     reason
         The reason of the refusal.
     bad
-        The clients whose seeds are of no use, each with the reason. Without them, the request may
+        The clients whose seeds cannot be used, each with the reason. Without them, the request may
         be answered.
     """
 

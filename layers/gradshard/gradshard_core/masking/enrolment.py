@@ -47,5 +47,5 @@ def verify(verification_key: bytes, signature: bytes, sealed: bytes, context: Se
         key.verify(signature, context.encode() + sealed)
     except (InvalidSignature, ValueError):
         raise SealError(
-            f"the signature of {context.client} is none of its enrolled key for these terms"
+            f"the signature of {context.client} was not made with its enrolled key for these terms"
         ) from None

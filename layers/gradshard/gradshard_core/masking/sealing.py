@@ -36,7 +36,7 @@ _SUITE: Final = CipherSuite.new(
 
 
 class SealError(GradshardError):
-    """A sealed seed does not open, or a key is none."""
+    """A sealed seed does not open, or a key is not valid."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def seal(seed: bytes, keeper: bytes, context: SealContext, ephemeral: bytes) -> 
     Raises
     ------
     SealError
-        The key is none.
+        The key is not valid.
     """
     try:
         key = KEMKey.from_pyca_cryptography_key(X25519PublicKey.from_public_bytes(keeper))
@@ -119,7 +119,7 @@ def seal(seed: bytes, keeper: bytes, context: SealContext, ephemeral: bytes) -> 
         encapsulated, sender = _SUITE.create_sender_context(key, info=context.encode(), eks=pair)
         return bytes(encapsulated) + bytes(sender.seal(seed))
     except (PyHPKEError, ValueError) as error:
-        raise SealError(f"the keeper's public key is none: {error}") from None
+        raise SealError(f"the keeper's public key is not valid: {error}") from None
 
 
 def unseal(sealed: bytes, private_key: bytes, context: SealContext) -> bytes:

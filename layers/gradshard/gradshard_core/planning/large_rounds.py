@@ -1,4 +1,4 @@
-"""What changes as rounds get larger, and which of AWS's quotas bounds them."""
+"""How rounds are run differently as they get larger, and which of AWS's quotas bounds them."""
 
 from typing import Final, NamedTuple
 

@@ -372,7 +372,7 @@ def check_masked(spec: "RoundSpec", defaults: Mapping[str, Any]) -> None:
     if spec.layout is None and spec.server_optimizer is None:
         raise SpecError(
             "masked needs a layout, by which clients encode their updates: open the round with it "
-            "(layout, or --layout FILE), or apply the round to a model, which has one"
+            "(layout, or --layout FILE), or give a server_optimizer, whose model has one"
         )
     if spec.min_clients < LEAST_MASKED:
         raise SpecError(

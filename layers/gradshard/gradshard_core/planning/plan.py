@@ -32,6 +32,7 @@ from gradshard_core.planning.outputs import (
     next_model_keys,
 )
 from gradshard_core.planning.plan_parts import (
+    NOBODY,
     Computation,
     Contributor,
     Level,
@@ -94,10 +95,17 @@ class Plan:
         return self.participants.contributors
 
     @property
+    def senders(self) -> Sequence[Contributor]:
+        """The contributors that are clients: none if a round goes on without (:data:`NOBODY`)."""
+        contributors = self.contributors
+        is_nobody = len(contributors) == 1 and contributors[0].client == NOBODY
+        return () if is_nobody else contributors
+
+    @property
     def good(self) -> Sequence[Contributor]:
         """The contributors, and behind them those whom a rule has left out."""
         left_out = self.participants.left_out
-        return [*self.contributors, *left_out] if left_out else self.contributors
+        return [*self.contributors, *left_out] if left_out else self.senders
 
     def contributor(self, client: str) -> Contributor | None:
         """Return the contributor with an id; None if the client is none."""
@@ -194,15 +202,20 @@ class Plan:
         one. Their sum is no average, and a variance could become negative.
         """
         is_plain = self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED)
+        is_plain = is_plain or self.computation.dp is not None  # which takes no buffers
         # A layer without its quorum has weights of zero: its buffers stay as they are, too.
         if is_plain or (layer is not None and not any(zone.weights)):
             yield zone
             return
-        of = self._share_in(layer)
-        plain = [
-            None if weight is None else of(contributor)
-            for contributor, weight in zip(contributors, zone.weights, strict=True)
-        ]
+        if self.decides_by_layer:  # in one group
+            total = math.fsum(weight for weight in zone.weights if weight is not None)
+            plain = [None if weight is None else weight / total for weight in zone.weights]
+        else:
+            of = self._share_in(layer)
+            plain = [
+                None if weight is None else of(contributor)
+                for contributor, weight in zip(contributors, zone.weights, strict=True)
+            ]
         if plain == list(zone.weights):
             yield zone
             return
@@ -333,7 +346,8 @@ class Plan:
         """
         computation = self.computation
         if computation.measures:
-            return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
+            layers = [layer.ranges for layer in self.layout.layers] if self.decides_by_layer else ()
+            return Measuring(inputs, self.layout.buffers, pairs=self.pairs, layers=layers)
         if computation.robust is not None and computation.robust.is_elementwise:
             return computation.robust.reduction(is_disordered=is_disordered)
         is_last = self.is_last(level)
@@ -362,6 +376,11 @@ class Plan:
         """Whether the plan measures products of different updates; otherwise only norms."""
         decider = self.computation.dp or self.computation.robust
         return decider is None or decider.pairs
+
+    @property
+    def decides_by_layer(self) -> bool:
+        """Whether a rule compares partial updates, which it does in each layer by itself."""
+        return self.computation.robust is not None and self.computation.robust.decides_by_layer
 
     def sums_bytes(self, start: int, end: int) -> int:
         """Return the size of a partial sum of [start, end) of the layout."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
@@ -67,6 +67,11 @@ class Contributor:
         return self.runs.codec if isinstance(self.runs, EncodedRuns) else None
 
 
+NOBODY: Final = "(nobody)"
+"""The contributor of a round of drawn clients to which nobody has sent a good update: the version
+of the model that the round begins from, with a weight of zero. No client may have such an id."""
+
+
 @dataclass(frozen=True)
 class Rejection:
     """An update that is not averaged, and the reason, which the client can read.
@@ -114,6 +119,10 @@ class LayerRanges(NamedTuple):
 
     name: str
     ranges: tuple[tuple[int, int], ...]
+
+    def is_in(self, runs: Runs) -> bool:
+        """Return whether an object has the layer, of which it has all or nothing."""
+        return all(runs.has(start) for start, _ in self.ranges)
 
 
 class PlannedLayerWeights(NamedTuple):

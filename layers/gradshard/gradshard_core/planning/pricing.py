@@ -382,7 +382,7 @@ def _replanning(clients: int, before: Sequence[int], models: int, lists: Lists) 
 
 
 def _applying(parts: int, models: int) -> Requests:
-    """Count the small functions' requests for the model of a round that is applied."""
+    """Count the small functions' requests for the model in a round that makes a version."""
     if not models:
         return Requests(0, 0)
     return Requests(

@@ -104,8 +104,8 @@ class RoundSpec:
     )
     topology: str = option(
         Choice((AUTO, *TOPOLOGIES)),
-        f"Division of the work among tasks. shards: each adds one byte range of all updates (at "
-        f"most {MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. "
+        f"Division of the work among tasks. shards: each task adds one byte range of all updates "
+        f"(at most {MAX_FAN_IN} clients). lambda_fl, lifl: trees of tasks that add whole updates. "
         f"grid: groups of clients, cut into shards. auto: shards up to {MAX_FAN_IN} clients, else "
         "grid.",
         value=AUTO,
@@ -137,7 +137,7 @@ class RoundSpec:
     )
     max_samples: int | None = option(
         WholeNumber(1, MAX_SAMPLES),
-        "Count at most this number of samples of a client, whatever it states.",
+        "Count at most this number of samples of each client, even if it states more.",
         value=None,
         default="as many as it states",
     )
@@ -159,8 +159,8 @@ class RoundSpec:
     )
     measure_one_in: int | None = option(
         WholeNumber(2, 1000),
-        "For a robust rule that measures updates: measure only one in N stretches of the elements, "
-        "drawn at random. The manifest states the error.",
+        "For a robust rule that measures updates (all but median, trimmed_mean and sign): measure "
+        "one in N stretches of the elements, drawn at random. The manifest states the error.",
         value=None,
         default="all elements",
     )
@@ -173,8 +173,9 @@ class RoundSpec:
             is_json=True,
             encoder=PrivacyMechanism.to_json,
         ),
-        "Make the average differentially private for each client: clip updates to the length clip, "
-        "and add noise with a deviation of noise_multiplier times clip to their sum, for example "
+        "Make the average differentially private for each client: clip each update to the "
+        "L2 norm clip, and add Gaussian noise to the sum, with the standard deviation "
+        "noise_multiplier times clip, for example "
         '{"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}.',
         value=None,
         default="no noise",
@@ -208,8 +209,8 @@ class RoundSpec:
     )
     eager: bool = option(
         Flag(),
-        "Add up a group of clients as soon as all its updates are there. Needs lambda_fl, lifl or "
-        "grid, weights by counts, client ids, and a layout or a model.",
+        "Add up a group of clients as soon as all its updates are there. Needs the topology "
+        "lambda_fl, lifl or grid, the weights counts, client ids, and a layout or a model.",
         value=False,
     )
     shards: int | None = option(
@@ -250,7 +251,8 @@ class RoundSpec:
             is_json=True,
             encoder=list,
         ),
-        'Codecs of compressed updates that the round takes, for example int8, or ["int8", "int4"].',
+        "Accept updates that are compressed with these codecs, for example int8, or "
+        '["int8", "int4"].',
         value=None,
         default="no compressed updates",
     )
@@ -263,14 +265,14 @@ class RoundSpec:
             is_json=True,
             encoder=MaskingTerms.to_json,
         ),
-        "Take masked updates, so that nobody sees a single one. keeper is the public key of the "
-        f"mask keeper, which knows the masks: {MASKING_EXAMPLE}.",
+        "Accept only masked updates, so that nobody sees a single update. keeper is the public "
+        f"key of the mask keeper, which knows the masks: {MASKING_EXAMPLE}.",
         value=None,
         default="updates are not masked",
     )
     updates_from: str | None = option(
         Parsed(functools.partial(check_id, "round"), "id of a round", metavar="ROUND"),
-        "Wait for no client: average the updates that were submitted to this other round.",
+        "Average the updates that were submitted to this other round, and wait for no client.",
         value=None,
         default="the updates of the round itself",
     )
@@ -320,6 +322,11 @@ class RoundSpec:
         return self.rule if isinstance(self.rule, RobustRule) else None
 
     @property
+    def compares_layers(self) -> bool:
+        """Whether the rule compares partial updates, which it does in each layer by itself."""
+        return self.robust_rule is not None and self.robust_rule.decides_by_layer
+
+    @property
     def measures(self) -> bool:
         """Whether updates are measured before they are added."""
         return self.decider is not None
@@ -334,6 +341,11 @@ class RoundSpec:
     def noised(self) -> PrivacyMechanism | None:
         """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
         return self.dp if self.masked is None else None
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether clients were drawn in secret, so that nothing may depend on who answers."""
+        return self.dp is not None and self.dp.draw is not None
 
     @property
     def averages_all(self) -> bool:
@@ -392,8 +404,8 @@ class RoundSpec:
             return None
         return (
             f"{who}, so one client could decide on the layout: open the round with it (layout, or "
-            "--layout FILE, any .safetensors file with the model's tensors), or apply the round to "
-            "a model, which has one"
+            "--layout FILE, any .safetensors file with the model's tensors), or give a "
+            "server_optimizer, whose model has one"
         )
 
     def levels(self, contributors: int) -> tuple[str, Levels]:

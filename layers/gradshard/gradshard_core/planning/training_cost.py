@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.formats.keys import base_version
-from gradshard_core.planning import planner, pricing, round_cost
+from gradshard_core.planning import measured_cost, planner, pricing
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
@@ -91,7 +91,7 @@ def measured(
     more = overhead(clients, aggregator, is_buffered=is_buffered)
     if not manifest["tasks"]:
         return float(manifest["projected"]["dollars"]["total"]) + more
-    bill = round_cost.measured(
+    bill = measured_cost.measured(
         manifest["tasks"],
         clients=clients,
         memory_mb=aggregator.memory_mb,

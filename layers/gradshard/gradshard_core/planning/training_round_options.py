@@ -39,8 +39,11 @@ def parse_round_options(options: Any) -> Mapping[str, Any]:
             "server_optimizer is missing: a training makes versions of a model, for example with "
             "fedavg"
         )
-    if isinstance(given.get("dp"), Mapping) and "tree" in given["dp"]:
-        raise SpecError("round: dp has 'tree', which the training states: give noise_tree instead")
+    for name, instead in (("tree", "noise_tree"), ("draw", "secret_sample")):
+        if isinstance(given.get("dp"), Mapping) and name in given["dp"]:
+            raise SpecError(
+                f"round: dp has {name!r}, which the training states: give {instead} instead"
+            )
     if "masked" in given:
         check_unused(given)  # before other checks ask for more clients, say
     terms_of_fewest(given)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any, Final
 
 from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
+from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample, parse_secret_sample
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.option_kinds import (
@@ -130,13 +131,14 @@ class TrainingSpec:
     )
     updates_per_client: int = option(
         WholeNumber(1, MAX_BUFFER),
-        "Take this number of updates of a client into a buffer, each from another version of the "
-        "model, in buffered mode.",
+        "Count up to this number of updates of each client in a buffer, each trained from another "
+        "version of the model, in buffered mode.",
         value=1,
     )
     max_staleness: int | None = option(
         WholeNumber(0, MAX_STALENESS),
-        "Reject updates that began more than this number of versions before the current one.",
+        "Reject an update if the model that it was trained from is more than this number of "
+        "versions old.",
         value=None,
         default=f"{DEFAULT_STALENESS} in buffered mode",
     )
@@ -147,7 +149,8 @@ class TrainingSpec:
             metavar="A",
             is_number=True,
         ),
-        "Weigh an update that began t versions ago by (1 + t)^-A; 0 weighs all alike.",
+        "Multiply the weight of an update by (1 + t)^-A if the model that it was trained from is t "
+        "versions old. With 0, all updates count alike.",
         value=None,
         default=f"{DEFAULT_EXPONENT} in buffered mode",
     )
@@ -182,10 +185,25 @@ class TrainingSpec:
     )
     noise_tree: int | None = option(
         WholeNumber(2, MAX_LEAVES),
-        "Let the noise of private rounds cancel in trees of this number of rounds. Each client is "
-        "invited once in a tree. Needs dp and a whole number as sample.",
+        "Take the noise of earlier private rounds out of the model again, within groups (trees) of "
+        "this number of rounds. Each client is invited once in a tree. Needs dp and a whole "
+        "number as sample.",
         value=None,
         default="noise stays in the model",
+    )
+    secret_sample: SecretSample | None = option(
+        Parsed(
+            parse_secret_sample,
+            "object with `probability` and `divisor`",
+            metavar="JSON",
+            is_json=True,
+            encoder=SecretSample._asdict,
+        ),
+        "Draw each client of a private round with this probability, in secret, and divide the sum "
+        'by divisor, for example {"probability": 0.05, "divisor": 50}. A round lasts for its '
+        "timeout and has no quorum. Needs dp.",
+        value=None,
+        default="all, or sample",
     )
     settings: Mapping[str, Schedule] | None = option(
         Parsed(
@@ -196,8 +214,8 @@ class TrainingSpec:
             is_json=True,
             encoder=lambda found: {name: schedule.stated for name, schedule in found.items()},
         ),
-        'Settings that clients get, for example {"epochs": 1, "learning_rate": {"start": 0.1, '
-        '"decay": 0.98}}.',
+        'Numbers and texts that clients get with an invitation, for example {"epochs": 1, '
+        '"learning_rate": {"start": 0.1, "decay": 0.98}}.',
         value=None,
         default="none",
     )
@@ -264,6 +282,8 @@ class TrainingSpec:
         """Return the fewest members with which a round can be opened."""
         if self.is_buffered:
             return int(self.round.get("min_clients", 1))
+        if self.secret_sample is not None:
+            return self.secret_sample.fewest
         return max(self.terms.expected, int(self.sample or 1))
 
     def round_spec(
@@ -272,7 +292,7 @@ class TrainingSpec:
         awaited: int,
         after: str | None,
         clip: float | None = None,
-        tree: Place | None = None,
+        stated: Place | SecretDraw | None = None,
     ) -> RoundSpec:
         """Return the spec of a round for these clients.
 
@@ -286,10 +306,12 @@ class TrainingSpec:
             The round before, whose assignments the clients follow; None for the first one.
         clip
             The clip of a private round, if it has adapted.
-        tree
-            Its place in a tree of noise, if the training has one.
+        stated
+            Its place in a tree of noise, or the secret draw of its clients, if the training has
+            one.
         """
-        fields: dict[str, Any] = {"min_clients": self._quorum(awaited), **self.round}
+        quorum = 1 if isinstance(stated, SecretDraw) else self._quorum(awaited)
+        fields: dict[str, Any] = {"min_clients": quorum, **self.round}
         fields["clients"] = list(clients)
         if awaited < len(clients):
             fields["enough_clients"] = awaited
@@ -297,8 +319,9 @@ class TrainingSpec:
             fields["assignments"] = {**fields["assignments"], "after": after}
         if fields.get("dp") is not None and clip is not None:
             fields["dp"] = {**fields["dp"], "clip": clip}
-        if tree is not None:
-            fields["dp"] = {**fields["dp"], "tree": tree.to_json()}
+        if stated is not None:
+            name = "tree" if isinstance(stated, Place) else "draw"
+            fields["dp"] = {**fields["dp"], name: stated.to_json()}
         return parse_new_spec(fields)
 
     def buffer_spec(self, training: str, oldest: int, repeated_round: str | None) -> RoundSpec:
@@ -319,6 +342,11 @@ class TrainingSpec:
             training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, repeated_round
         )
         return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
+
+    @property
+    def most_drawn(self) -> int:
+        """The most members of which clients are drawn in secret: any number may be."""
+        return min(MAX_NAMED, self.terms.capacity)
 
     def _quorum(self, awaited: int) -> int:
         """Return the default of ``min_clients``: what the rule needs, and over half."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gradshard_core.aggregation.secret_draw import SecretSample
 from gradshard_core.aggregation.server_optimizers import LINEAR
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.masking import (
@@ -27,6 +28,17 @@ from gradshard_core.planning.training_spec import (
 MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
+
+NOT_SECRET: Final[Mapping[str, str]] = {
+    "noise_tree": "a tree of noise does without secret draws",
+    "sample": "probability decides how many clients are drawn",
+    "over_selection": "a round waits for nobody: it lasts for its timeout",
+    "seed": "whoever knows a seed can compute the draws",
+    "evaluate_every": "an evaluation without a quorum fails, and would pause the training",
+    "stop": "metrics have no noise, and the number of rounds would tell some of them",
+    "budget": "what a round costs tells how many clients were drawn",
+}
+"""Options that do not go with ``secret_sample``, with the reasons."""
 
 
 def parse_training_spec(fields: Mapping[str, Any]) -> TrainingSpec:
@@ -63,7 +75,8 @@ def _check(spec: TrainingSpec) -> None:
     if spec.clients is not None and spec.needed() > len(spec.clients):
         raise SpecError(
             f"{spec.needed()} clients are needed for a round, and clients has "
-            f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs"
+            f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs; "
+            "with secret_sample, raise probability"
         )
     if spec.over_selection and spec.sample is None:
         raise SpecError("over_selection is for sampling: give sample, too")
@@ -73,6 +86,8 @@ def _check(spec: TrainingSpec) -> None:
         parse_new_spec({**spec.round, "clients": int(spec.sample)})
     if spec.noise_tree is not None:
         _check_noise_tree(spec, spec.noise_tree)
+    if spec.secret_sample is not None:
+        _check_secret_sample(spec, spec.secret_sample)
     if spec.is_buffered:
         _check_buffered(spec)
         return
@@ -138,6 +153,41 @@ def _check_noise_tree(spec: TrainingSpec, leaves: int) -> None:
         raise SpecError(
             f"noise_tree: {leaves} rounds of a tree invite {leaves * invited} different clients, "
             f"{invited} each, and {who} at most: {advice if fitting > 1 else 'lower sample'}"
+        )
+
+
+def _check_secret_sample(spec: TrainingSpec, sample: SecretSample) -> None:
+    """Check what secret draws go with, and that a list has clients enough for them."""
+    if spec.is_buffered:
+        raise SpecError(
+            "secret_sample: a buffered training invites nobody, so nobody can be drawn: leave out "
+            f"mode {BUFFERED!r} or secret_sample"
+        )
+    if spec.terms.dp is None:
+        raise SpecError("secret_sample is for private rounds: give dp, too, among round's options")
+    if spec.terms.masked is not None:
+        raise SpecError(
+            "secret_sample: a masked round has its clients agree to the list of all: leave out "
+            "masked or secret_sample"
+        )
+    if spec.terms.dp.adaptation is not None:
+        raise SpecError(
+            "secret_sample: a clip that adapts goes by the number of clients that came, which "
+            "tells who was drawn: leave out quantile"
+        )
+    for name, reason in NOT_SECRET.items():
+        if getattr(spec, name) != DEFAULTS[name]:
+            raise SpecError(f"secret_sample: leave out {name}: {reason}")
+    if "min_clients" in spec.round:
+        raise SpecError(
+            "secret_sample: leave out min_clients: a round with a quorum would tell who was drawn"
+        )
+    there = len(spec.clients or ())
+    if max(sample.fewest, there) > spec.most_drawn:
+        raise SpecError(
+            f"secret_sample: with probability {sample.probability:g}, clients are drawn from at "
+            f"least {sample.fewest}; clients has {there}, and a round takes {spec.most_drawn} at "
+            "most: give a larger probability, another topology or fewer clients"
         )
 
 

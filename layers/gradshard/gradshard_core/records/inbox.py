@@ -27,7 +27,7 @@ ETAG_CHARACTERS: Final = 8
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 
 
-class Arrival(NamedTuple):
+class UncountedUpdate(NamedTuple):
     """An update that has arrived.
 
     Parameters
@@ -73,7 +73,7 @@ def list_uncounted(
     versions: range,
     *,
     members: Collection[str] | None = None,
-) -> list[Arrival]:
+) -> list[UncountedUpdate]:
     """List the updates that have neither counted nor been rejected, in their order of arrival.
 
     This is one request for each 1,000 objects.
@@ -103,7 +103,7 @@ def list_uncounted(
         else:
             rejected[client, version] = entry.modified
     arrivals = [
-        Arrival(client, version, entry)
+        UncountedUpdate(client, version, entry)
         for (client, version), entry in sent.items()
         if has_counted(counted, client, version) is None
         # A later upload takes the place of one that was rejected.
@@ -126,13 +126,13 @@ def list_waiting(
     *,
     members: Collection[str] | None,
     each: int = 1,
-) -> list[Arrival]:
+) -> list[UncountedUpdate]:
     """List the updates that wait for the next buffer, in the order of their arrival.
 
     A client has ``each`` in a buffer: its later ones wait for others. The other parameters are
     those of :func:`list_uncounted`.
     """
-    found, of_client = list[Arrival](), Counter[str]()
+    found, of_client = list[UncountedUpdate](), Counter[str]()
     for arrival in list_uncounted(store, keys, counted, versions, members=members):
         if of_client[arrival.client] < each:
             found.append(arrival)

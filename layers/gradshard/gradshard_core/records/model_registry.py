@@ -92,7 +92,7 @@ class Version:
             return model_buffers.stretches_of(layout, self.buffers)
         return model_buffers.stretches_of(layout, model_buffers.named(layout, optimizer.buffers))
 
-    def again(self, number: int) -> "Version":
+    def copied_as(self, number: int) -> "Version":
         """Return a version of the same objects, which goes on as this one would have."""
         made_at = datetime.now(UTC).isoformat()
         return replace(self, number=number, round_id=None, restores=self.number, made_at=made_at)

@@ -107,6 +107,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         silent={},
         suspects=(),
         tree=None,
+        drawn=(),
         counted={
             version: {client: clients[client]}
             for version, clients in state.counted.items()
@@ -115,6 +116,6 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         dollars=0.0,
         last_dollars={},
         reason=None,
-        # That of a failed round may name clients.
+        # The cause of a failed round may name clients.
         cause=state.cause if state.status == ENDED else None,
     )

@@ -6,7 +6,12 @@ if its clip adapts (:mod:`gradshard_core.aggregation.privacy`). All rounds of a 
 that makes it deeper pays. Costs add up: all rounds together reveal as much as one with the noise
 multiplier 1/√(Σ 1/z²) (:mod:`gradshard_core.aggregation.privacy`). From that sum, an accountant
 computes ε at any δ; functions only compare it with the *allowance* of the model's budget, which was
-computed when the budget was set (``gradshard.client.accounting``).
+computed when the budget was set (``gradshard.client.privacy_accounting``).
+
+**Two figures.** That sum holds against everybody, who may know all clients of all rounds. Whoever
+gets nothing but versions of the model does not know who was drawn in secret
+(:mod:`gradshard_core.aggregation.secret_draw`): against them, :attr:`PrivacyLedger.parts` says what
+an accountant needs. Budgets hold the first one.
 
 An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that
 failed before noise was drawn costs nothing; in a tree, its repetition does.
@@ -15,7 +20,7 @@ failed before noise was drawn costs nothing; in a tree, its repetition does.
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from gradshard_core.aggregation.noise_tree import depth
 from gradshard_core.aggregation.privacy import PrivacyMechanism
@@ -57,6 +62,22 @@ class Entry:
         return None if place is None else str(place["tree"])
 
 
+class Parts(NamedTuple):
+    """The rounds of a ledger, by what an attacker knows who gets nothing but versions of the model.
+
+    Parameters
+    ----------
+    in_full
+        The sum of the costs of rounds whose clients were not drawn in secret.
+    drawn
+        For each secret draw, the probability of a client, and the sum of the costs of the rounds
+        that it was for.
+    """
+
+    in_full: float
+    drawn: tuple[tuple[float, float], ...]
+
+
 @dataclass(frozen=True)
 class PrivacyBudget:
     """The most that the rounds of a model may reveal.
@@ -93,6 +114,22 @@ class PrivacyLedger:
     def spent(self) -> float:
         """The sum of all costs; infinite after a round without noise."""
         return math.fsum(math.inf if e.cost is None else e.cost for e in self.entries)
+
+    @property
+    def parts(self) -> Parts:
+        """The costs of rounds whose clients were drawn in secret, and those of all others."""
+        draws: dict[tuple[str, str], tuple[float, list[float]]] = {}
+        others = []
+        for entry in self.entries:
+            cost = math.inf if entry.cost is None else entry.cost
+            draw = (entry.mechanism or {}).get("draw")
+            if draw is None:
+                others.append(cost)
+                continue
+            key = (draw["training"], draw["draw"])
+            draws.setdefault(key, (draw["probability"], []))[1].append(cost)
+        drawn = ((probability, math.fsum(costs)) for probability, costs in draws.values())
+        return Parts(math.fsum(others), tuple(part for part in drawn if part[1]))
 
     def added(self, dp: PrivacyMechanism) -> float:
         """Return what a round costs besides the entries."""

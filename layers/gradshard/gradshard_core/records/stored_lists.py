@@ -20,7 +20,7 @@ from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import S3Store
 
 if TYPE_CHECKING:
-    # What shows a manifest needs no numpy.
+    # Commands that show a manifest do without numpy, which plans import.
     from gradshard_core.planning.plan import Plan
 
 T = TypeVar("T")

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Self
 
-from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.aggregation.noise_tree import NoiseTree, Place
 from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.secret_draw import SecretDraw
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.planning.round_spec import RoundSpec
@@ -121,6 +122,8 @@ class TrainingState:
         The clip of the next private round, if it adapts; None for that of the training's options.
     tree
         Where the training is in its tree of noise, if it has one.
+    drawn
+        The clients that were drawn in secret for a round that has failed: they repeat it.
     invitation
         The round that is under way.
     failures
@@ -182,6 +185,7 @@ class TrainingState:
     suspects: tuple[str, ...] = ()
     clip: float | None = None
     tree: NoiseTree | None = None
+    drawn: tuple[str, ...] = ()
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -216,6 +220,7 @@ class TrainingState:
                 "suspects": tuple(fields.get("suspects", ())),
                 "best": best and Best(**best),
                 "tree": tree and NoiseTree.from_json(tree),
+                "drawn": tuple(fields.get("drawn", ())),
             }
         )
 
@@ -224,11 +229,14 @@ def synchronous_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingSta
     """Return the spec of the round of training to which a state invites."""
     invitation = state.invitation
     assert invitation is not None  # noqa: S101 - for mypy: the callers have looked
-    place = None
+    stated: Place | SecretDraw | None = None
     if state.tree is not None:
-        place = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+        stated = state.tree.place(keys.name, state.started_at, int(spec.sample or 1))
+    elif spec.secret_sample is not None:
+        draw = f"{state.started_at} {invitation.number}"
+        stated = SecretDraw(keys.name, draw, *spec.secret_sample)
     return spec.round_spec(
-        invitation.clients, invitation.awaited, state.last_round, state.clip, place
+        invitation.clients, invitation.awaited, state.last_round, state.clip, stated
     )
 
 

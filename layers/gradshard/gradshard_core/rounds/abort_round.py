@@ -1,7 +1,6 @@
 """Abort a round: delete its unfinished objects, and record the cause."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
@@ -9,14 +8,14 @@ from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.outputs import next_model_keys
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.plan_parts import Participants
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.manifest import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key
-from gradshard_core.records.stored_lists import read_manifest, read_plan, stored
+from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds.round_manifest import failed_manifest
 from gradshard_core.s3.store import S3Store
 
 
@@ -63,7 +62,7 @@ def abort_round(
     except BrokenObjectError:
         # Maybe that is why the round is given up: what it would name is looked for.
         plan, has_partials, is_private, dp = None, True, True, None
-    manifest = _manifest(store, keys, error, cause, plan)
+    manifest = failed_manifest(store, keys, error, cause, plan)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     server_optimizer = _apply_terms(store, keys, plan)
     outputs = [
@@ -96,22 +95,6 @@ def abort_round(
         "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
     )
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
-
-
-def _manifest(
-    store: S3Store, keys: RoundKeys, error: str, cause: str, plan: Plan | None
-) -> dict[str, Any]:
-    """Return the manifest of a round that failed, as far as it was planned."""
-    participants = Participants() if plan is None else plan.participants
-    return {
-        "round": keys.round_id,
-        "status": FAILED,
-        "error": error,
-        "cause": cause,
-        "rejected": stored(store, keys, participants.rejected, vars),
-        "missing": stored(store, keys, participants.missing),
-        "finished_at": datetime.now(UTC).isoformat(),
-    }
 
 
 def _apply_terms(store: S3Store, keys: RoundKeys, plan: Plan | None) -> ServerOptimizer | None:

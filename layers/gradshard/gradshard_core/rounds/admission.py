@@ -24,9 +24,9 @@ from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address
+from gradshard_core.rounds.header_survey import Facts, Surveyed
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
-from gradshard_core.rounds.survey import Facts, Surveyed
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import check_usable
@@ -166,7 +166,8 @@ def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence
         They are too few; the text says who is missing, and why others were rejected.
     """
     count = len(admission_result.contributors)
-    if count >= spec.min_clients:
+    # To know that a round of drawn clients had a quorum would be to know something of the draw.
+    if count >= spec.min_clients or spec.is_drawn:
         return
     updates = "update" if count == 1 else "updates"
     text = f"{count} good {updates}, but min_clients is {spec.min_clients}"
@@ -243,7 +244,7 @@ class _Findings(NamedTuple):
     covered
         The layers that it has, in a round of partial updates.
     broken
-        The reason why its layers are of no use.
+        The reason why its layers cannot be used.
     further
         The number of its runs beyond one.
     is_shared
@@ -444,9 +445,9 @@ def _disordered(
         if total <= MAX_RUNS:
             break
         reason = (
-            f"its tensors stand in another order than the round's, in {counts[owner] + 1} runs; "
-            f"with {total - counts[owner]} further ones of other updates they are over the "
-            f"{MAX_RUNS} that a round may have; {ADVICE}"
+            f"its tensors stand in another order than the round's, in {counts[owner] + 1} separate "
+            f"stretches; with {total - counts[owner]} further ones of other updates these are over "
+            f"the {MAX_RUNS} that a round may have; {ADVICE}"
         )
         why |= dict.fromkeys(owners[owner], reason)
         total -= counts[owner]

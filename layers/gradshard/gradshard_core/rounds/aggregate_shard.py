@@ -28,8 +28,8 @@ from gradshard_core.rounds.bad_inputs import (
     reject_nonfinite,
     reject_unreadable,
 )
+from gradshard_core.rounds.header_survey import survey
 from gradshard_core.rounds.overflow import reject_largest_step
-from gradshard_core.rounds.survey import survey
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import RangeStream
@@ -107,24 +107,28 @@ def _do(
     list of Rejection, bool
         As :func:`_aggregate_or_reject`.
     dict
-        If it measures, ``products``; and of a sample ``squares``, the squared norms by stretch. If
-        it reads headers, what :func:`gradshard_core.rounds.survey.survey` returns.
+        If it measures, ``products`` by layer; and of a sample ``squares``, the squared norms by
+        stretch. If it reads headers, what :func:`gradshard_core.rounds.header_survey.survey`
+        returns.
     """
     if plan.computation.surveys:
         return [], True, survey(s3, plan, task)
-    products, squares = ExactSum(len(plan.inputs(task)), pairs=plan.pairs), []
+    products: dict[int, ExactSum] = {}
+    squares = []
     for start, end in plan.stretches(task):
         inputs = TaskInputs(s3, plan, task._replace(start=start, end=end), pool)
         rejected, is_written = _aggregate_or_reject(inputs)
         if not is_written:
             return rejected, False, {}
         if isinstance(inputs.reduction, Measuring):
-            products.add_sum(inputs.reduction.products)
-            squares.append(inputs.reduction.products.rounded_diagonal())
+            if plan.computation.sample is not None:
+                squares.append(inputs.reduction.products.rounded_diagonal())
+            for layer, found in inputs.reduction.sums.items():
+                products.setdefault(layer, found.of_same_size()).add_sum(found)
     if not plan.computation.measures:
         return [], True, {}
-    found = {"products": products.to_json()}
-    return [], True, found if plan.computation.sample is None else found | {"squares": squares}
+    report: dict[str, Any] = {"products": {n: total.to_json() for n, total in products.items()}}
+    return [], True, report if plan.computation.sample is None else report | {"squares": squares}
 
 
 def _noisy_count(

@@ -196,7 +196,7 @@ def check_updates(
     address_of
         Returns where a client's update is.
     look
-        Called in several threads. What it returns should be small: there may be thousands.
+        Called in several threads. Return little: there may be thousands of updates.
     large_headers
         One thread, in which large headers are read and looked at, one after another: as bytes, text
         and JSON one takes up to 20 times its size, and the allocator keeps what is freed for the
@@ -297,7 +297,7 @@ def _perhaps_overlooked(
     return sorted({*arrived(store, keys)} - known)
 
 
-def told_under(keys: RoundKeys, update_key: str) -> RoundKeys:
+def rejection_keys(keys: RoundKeys, update_key: str) -> RoundKeys:
     """Return the round under which a client reads of its update's rejection.
 
     It is the round that takes the update; of a buffered training it is the inbox that the client
@@ -335,6 +335,8 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
         return True
     if spec.inbox is not None:
         return buffered_round.is_full(store, spec)
+    if spec.is_drawn:
+        return False  # its length would tell who was drawn
     if record_parts(spec):
         return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager:

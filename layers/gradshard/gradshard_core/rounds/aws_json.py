@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import ServiceError, StoreError
-from gradshard_core.s3.http_requests import Answer, Failure, HttpRequests, Request, endpoint_url
+from gradshard_core.s3.http_requests import Failure, HttpRequests, Request, Response, endpoint_url
 from gradshard_core.s3.traffic import Meter
 
 
@@ -74,9 +74,9 @@ def call(
     sent = b"" if body is None else json.dumps(body).encode()
     request = Request(method, path, f"{service.name} {operation}", query or {}, headers, sent)
 
-    def accept(answer: Answer) -> dict[str, Any]:
-        with answer:
-            text = answer.read()
+    def accept(response: Response) -> dict[str, Any]:
+        with response:
+            text = response.read()
         # An answer without results may be empty.
         found: dict[str, Any] = json.loads(text or b"{}")
         return found
@@ -99,17 +99,17 @@ def _requests(service: Service) -> HttpRequests:
     return HttpRequests(service.name, url, Meter(), _explain)
 
 
-def _explain(answer: Answer) -> Failure:
+def _explain(response: Response) -> Failure:
     """Return the name of a service's error, and a text that describes it."""
     body = b""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        body = answer.read()
+        body = response.read()
     found: Any = None
     with contextlib.suppress(ValueError):
         found = json.loads(body)
     fields: dict[str, Any] = found if isinstance(found, dict) else {}
-    named = answer.header("x-amzn-errortype") or fields.get("__type") or str(int(answer.status))
+    named = response.header("x-amzn-errortype") or fields.get("__type") or str(int(response.status))
     # A name may have a namespace before it and a URL behind it.
     code = named.partition(":")[0].rpartition("#")[2]
     message = fields.get("message") or fields.get("Message")
-    return Failure(code, f"{int(answer.status)} {code}{f': {message}' if message else ''}")
+    return Failure(code, f"{int(response.status)} {code}{f': {message}' if message else ''}")

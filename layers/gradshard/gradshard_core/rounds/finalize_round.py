@@ -2,33 +2,29 @@
 
 import contextlib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
-from functools import partial
 from typing import Any, Final
 
 from gradshard_core.aggregation.model_buffers import names_in
-from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.errors import PlanError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.plan_parts import Contributor, Rejection, Task
+from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.decision import read_decision
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
-from gradshard_core.records.privacy_ledger import read_ledger
-from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, stored
+from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import Measured, left_out, summary
+from gradshard_core.rounds.round_manifest import Work, completed_manifest
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.training_report import Report
 
@@ -101,7 +97,7 @@ def finalize_round(
         bad = {rejection.client for rejection in rejected}
         sources = {c.client: c.source.key for c in plan.contributors if c.client in bad}
         arrivals.reject_all(
-            store, rejected, lambda client: arrivals.told_under(keys, sources[client])
+            store, rejected, lambda client: arrivals.rejection_keys(keys, sources[client])
         )
         written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
@@ -190,14 +186,15 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
         arrivals.reject_all(
             store,
             left_out(plan, decision),
-            lambda client: arrivals.told_under(keys, sources[client]),
+            lambda client: arrivals.rejection_keys(keys, sources[client]),
         )
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
     version = _next_version(store, plan, [source for source, _ in made])
     if version is not None:
         version = model_registry.reserve(store, version)
-    manifest = _manifest(store, keys, plan, result, tally, version, measuring)
+    work = Work(tally.tasks(), tally.totals(), tally.whole)
+    manifest = completed_manifest(store, keys, plan, result, work, version, measuring)
     if not store.put_json(keys.manifest, manifest, replaces=None):
         manifest = read_manifest(store, keys) or manifest
         if manifest["status"] != COMPLETED:
@@ -309,148 +306,3 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
         state=dict(zip(new.server_optimizer.state, state, strict=True)),
         buffers=names_in(layout, plan.layout.buffers),
     )
-
-
-def _manifest(
-    store: S3Store,
-    keys: RoundKeys,
-    plan: Plan,
-    result: tuple[ObjectVersion, str],
-    tally: _Tally,
-    version: Version | None,
-    measuring: dict[str, Any],
-) -> dict[str, Any]:
-    finished_at = datetime.now(UTC)
-    update, checksum = result
-    planned = datetime.fromisoformat(plan.planned_at)
-    opened = datetime.fromisoformat(plan.opened_at)
-    return {
-        "round": plan.round_id,
-        "status": COMPLETED,
-        "rule": plan.computation.rule,
-        "topology": plan.computation.topology,
-        "order": plan.computation.order,
-        "weights": plan.computation.weights,
-        "update": {
-            "key": update.key,
-            "version": update.version,
-            "etag": update.etag,
-            "nbytes": update.nbytes,
-            "crc64nvme": checksum,
-            "tensors": plan.layout.tensors,
-        },
-        "contributors": stored(store, keys, plan.contributors, partial(_named, plan)),
-        "codecs": _by_codec(plan),
-        "rejected": stored(store, keys, plan.participants.rejected, vars),
-        "missing": stored(store, keys, plan.participants.missing),
-        "left_out": [contributor.client for contributor in plan.participants.left_out],
-        "attempts": plan.attempt + 1,
-        "shards": plan.computation.shards,
-        "groups": [[stop - first for first, stop in level.groups] for level in plan.levels],
-        "tasks": tally.tasks(),
-        "totals": tally.totals(),
-        "projected": plan.projected,
-        "notes": plan.notes,
-        "model": version and version.to_json(),
-        "privacy": _privacy(store, plan, tally),
-        **_partial(plan),
-        **_masked(plan),
-        **measuring,
-        "opened_at": plan.opened_at,
-        "planned_at": plan.planned_at,
-        "finished_at": finished_at.isoformat(),
-        "waited_seconds": round((planned - opened).total_seconds(), 3),
-        "seconds": round((finished_at - planned).total_seconds(), 3),
-    }
-
-
-def _named(plan: Plan, contributor: Contributor) -> dict[str, Any]:
-    """Return what the manifest has of a contributor."""
-    computation = plan.computation
-    has_others = (
-        plan.layout.layers or computation.robust or computation.dp is not None or plan.masking
-    )
-    return {
-        "client": contributor.client,
-        "samples": contributor.samples if plan.masking is None else None,
-        # Partial updates have weights by layer, and those of robust rules would tell the norms of
-        # others.
-        "weight": None if has_others else contributor.weight,
-        "key": contributor.source.key,
-        "nbytes": contributor.source.nbytes,
-        "codec": contributor.codec,
-        "codec_error": contributor.codec_error,
-        "etag": contributor.source.etag,
-        "version": contributor.source.version,
-        "staleness": contributor.staleness,
-    }
-
-
-def _masked(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest of a masked round has besides: terms, sum of counts, and masks."""
-    if plan.masking is None:
-        return {}
-    masking = plan.masking
-    return {
-        "masked": masking.terms.to_json(),
-        "samples": masking.total,
-        "masks": masking.answer and masking.answer._asdict(),
-    }
-
-
-def _privacy(store: S3Store, plan: Plan, tally: _Tally) -> dict[str, Any] | None:
-    """Return what a private average was made with, and what its model has spent with it."""
-    dp = plan.computation.dp if plan.masking is None else plan.masking.terms.dp
-    whole = tally.whole
-    if dp is None:
-        return None
-    cost = spent = dp.cost
-    if plan.next_model is not None:
-        ledger = read_ledger(store, plan.next_model.server_optimizer.model)
-        spent = ledger.by_version([(plan.next_model.version, plan.round_id)]).popitem()[1]
-        cost = ledger.cost_of(plan.round_id, cost)
-    return {
-        "cost": cost,
-        "spent": spent if math.isfinite(spent) else None,
-        **dp.to_json(),
-        "clients": len(plan.contributors),
-        "deviation": dp.deviation(len(plan.contributors)),
-        "step": dp.grid(count_elements(plan.layout.spans, 0, plan.layout.nbytes)).step,
-        "whole": whole,
-        "next_clip": dp.clip if whole is None else dp.next_clip(whole, len(plan.contributors)),
-    }
-
-
-def _by_codec(plan: Plan) -> dict[str, dict[str, int]]:
-    """Return the number of updates of each codec, and their bytes."""
-    found: dict[str, dict[str, int]] = {}
-    for contributor in plan.contributors:
-        if contributor.codec is not None:
-            of_codec = found.setdefault(contributor.codec, {"updates": 0, "nbytes": 0})
-            of_codec["updates"] += 1
-            of_codec["nbytes"] += contributor.source.nbytes
-    return found
-
-
-def _partial(plan: Plan) -> dict[str, Any]:
-    """Return what the manifest has of partial updates besides: layers, and who was expected."""
-    if not plan.layout.layers:
-        return {}
-    clients = [contributor.client for contributor in plan.contributors]
-    rejected = [rejection.client for rejection in plan.participants.rejected]
-    expected = {*clients, *plan.participants.missing, *rejected}
-    return {
-        "layers": [
-            {
-                "name": layer.name,
-                "p": weighed.missed,
-                "weights": {
-                    client: weight
-                    for client, weight in zip(clients, weighed.weights, strict=True)
-                    if weight is not None
-                },
-            }
-            for layer, weighed in zip(plan.layout.layers, plan.computation.layers, strict=True)
-        ],
-        "expected": sorted(expected),
-    }

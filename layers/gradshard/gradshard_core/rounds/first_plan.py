@@ -23,9 +23,9 @@ from gradshard_core.rounds import admission, arrivals, buffered_round
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
+from gradshard_core.rounds.header_survey import Facts, read_survey
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
-from gradshard_core.rounds.survey import Facts, read_survey
 
 
 def first_plan(context: PlanContext) -> Plan:

@@ -71,7 +71,7 @@ def deadline_of(plan: Plan, spec: RoundSpec) -> datetime:
 def next_plan(context: PlanContext, previous: Plan) -> Plan:
     """Return the plan after a wait: with the answer, or one that waits on.
 
-    If the keeper names clients whose seeds are of no use, the plan asks again without them: it has
+    If the keeper names clients whose seeds cannot be used, the plan asks again without them: it has
     answered nothing yet, so it answers for the rest.
 
     Raises

@@ -1,6 +1,7 @@
 """Open a round: check its terms, keep the callback token, schedule the deadline."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -8,10 +9,15 @@ from typing import Any
 from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import check_averaged, parse_new_spec
+from gradshard_core.planning.round_spec_parsing import (
+    check_averaged,
+    check_compared,
+    parse_new_spec,
+)
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.stored_lists import read_expected, read_plan
 from gradshard_core.records.stored_spec import check_source
@@ -77,25 +83,31 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
-def _check_tree(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
-    """Check that a training asks for a round in a tree of noise, exactly as it is opened.
+def _check_asked(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
+    """Check that a training asks for a round in a tree, or of drawn clients, exactly as it is.
 
     The ledger charges a client once for a tree, so it must not be invited to two of its rounds. And
-    a version by others may have another layout, for which the same key makes other noise.
+    a version by others may have another layout, for which the same key makes other noise. Clients
+    that somebody chose were not drawn.
     """
-    if spec.dp is None or spec.dp.tree is None:
+    stated = None if spec.dp is None else spec.dp.asked_for
+    if stated is None:
         return
-    training = TrainingKeys(spec.dp.tree.training)
+    training = TrainingKeys(stated.training)
     asked, state = read_training_spec(store, training), read_state(store, training)
     if asked is not None and state is not None and state.invitation is not None:
         invitation = state.invitation
         is_asked_for = (invitation.round_id, invitation.version) == (keys.round_id, version)
-        if is_asked_for and synchronous_round(training, asked, state) == spec:
+        whole = spec
+        if isinstance(spec.clients, StoredList):  # too many for the machine's payload
+            whole = replace(spec, clients=tuple(spec.clients))
+        if is_asked_for and synchronous_round(training, asked, state) == whole:
             return
+    what, option = ("draw", "secret_sample") if spec.is_drawn else ("tree", "noise_tree")
     raise SpecError(
         f"dp: training {training.name!r} does not ask for round {keys.round_id!r} of version "
-        f"{version} with these options: leave out tree; noise cancels between rounds of a training "
-        "with noise_tree"
+        f"{version} with these options: leave out {what}, which is for rounds of a training with "
+        f"{option}"
     )
 
 
@@ -122,7 +134,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
     check_source(store, spec)
     if spec.server_optimizer is not None:
         newest = model_registry.read_current(store, spec.server_optimizer.model)
-        _check_tree(store, keys, spec, newest.number)
+        _check_asked(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
             model_buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
@@ -130,10 +142,11 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         if spec.masked is not None:
             layout = model_registry.layout_of(store, newest.tensors)
             check_layout(spec.masked, spec.expected, layout)
-        if not spec.averages_all:
+        if spec.compares_layers or not spec.averages_all:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)
             check_averaged(spec, model_buffers.names_in(layout, kept))
+            check_compared(spec, layout, kept)
         base = {"model_version": newest.number}
         at = record["opened_at"]
         privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)

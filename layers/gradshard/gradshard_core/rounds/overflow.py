@@ -120,7 +120,7 @@ def reject_largest_step(s3: TaskS3Client, plan: Plan, task: Task, position: int)
     """
     new, dtype = plan.next_model, _dtype_at(plan, position)
     if new is None:
-        raise PlanError(f"round {plan.round_id!r} is not applied to a model")
+        raise PlanError(f"round {plan.round_id!r} makes no version of a model")
     terms = new.server_optimizer
     step = f"{terms.optimizer} with learning_rate {terms.settings['learning_rate']:g}"
     model, *state = _read_model(s3, plan, new, position)

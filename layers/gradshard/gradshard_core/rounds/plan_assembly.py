@@ -1,5 +1,6 @@
 """Make a plan from contributors and a layout: group, choose M, weigh, create the uploads."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
@@ -33,15 +35,17 @@ from gradshard_core.planning.masking import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
+    NOBODY,
     Computation,
     Contributor,
     Participants,
+    PlannedLayerWeights,
     PlannedLayout,
     Stage,
 )
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import check_averaged
+from gradshard_core.planning.round_spec_parsing import check_averaged, check_compared
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
@@ -69,6 +73,7 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
     integers = [t.name for t in layout.tensors if spec.dp and DTYPES[t.dtype].is_integer]
     try:
         check_averaged(spec, [*names_in(layout, averaged), *integers])
+        check_compared(spec, layout, averaged)
     except SpecError as error:
         raise PlanError(str(error)) from None
     header = encode_header(layout, {})
@@ -118,6 +123,8 @@ def assemble(
         The updates cannot be aggregated within the limits.
     """
     spec, keys = context.spec, context.keys
+    if spec.is_drawn and not contributors:
+        decided = Decided((_nobody(context),), (), None)
     measures = spec.measures and decided is None
     if spec.noised is not None and not measures:
         write_noise_key(context.store, keys)
@@ -128,7 +135,7 @@ def assemble(
     notes += sample_notes
     if spec.weights == STEPS:
         notes += note_bounded_steps(local_steps(grouping.contributors))
-    layers = weigh_layers(context.store, spec, grouping.contributors, layout.layers, coverage)
+    layers = _weigh_layers(context, contributors, layout, coverage, decided)
     return Plan(
         round_id=keys.round_id,
         participants=Participants(
@@ -155,6 +162,36 @@ def assemble(
         projected=projection.to_json(),
         opened_at=context.opened_at,
         planned_at=datetime.now(UTC).isoformat(),
+    )
+
+
+def _nobody(context: PlanContext) -> Contributor:
+    """Return what a round of drawn clients adds if none of them came, so that noise is released."""
+    layout, _ = context.model_layout()
+    assert layout is not None  # noqa: S101 - for mypy: open_round wants a model for such rounds
+    assert context.model is not None  # noqa: S101
+    tensors = context.model.tensors
+    runs = layout.runs_in(layout, tensors.data_offset)
+    return Contributor(NOBODY, tensors.source, 0, 0.0, runs)
+
+
+def _weigh_layers(
+    context: PlanContext,
+    contributors: Sequence[Contributor],
+    layout: PlannedLayout,
+    coverage: dict[str, Coverage],
+    decided: Decided | None,
+) -> tuple[PlannedLayerWeights, ...]:
+    """Weigh each layer of partial updates among all that have it, also those that are left out."""
+    ordered = sorted(contributors, key=lambda contributor: contributor.client)
+    layers = weigh_layers(context.store, context.spec, ordered, layout.layers, coverage)
+    if decided is None or not decided.left_out:
+        return layers
+    kept = {contributor.client for contributor in decided.kept}
+    is_kept = [contributor.client in kept for contributor in ordered]
+    return tuple(
+        layer._replace(weights=tuple(itertools.compress(layer.weights, is_kept)))
+        for layer in layers
     )
 
 
@@ -221,6 +258,7 @@ def _choose_shards(
         widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
+        matrices=count_matrices(spans, len(layout.layers) if spec.compares_layers else 1),
         sample=sample,
         noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),

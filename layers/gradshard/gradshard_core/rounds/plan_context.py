@@ -48,7 +48,7 @@ class PlanContext(NamedTuple):
     spec, opened_at
         The terms of the round, and when it was opened.
     model
-        The current version of the model, if the round is applied to one.
+        The current version of the model, if the round makes the next one.
     """
 
     store: S3Store
@@ -92,7 +92,7 @@ class PlanContext(NamedTuple):
 def read_context(
     store: S3Store, keys: RoundKeys, request: PlanRequest, aggregator: LambdaConfig
 ) -> PlanContext:
-    """Read the terms of a round and the model that it is applied to.
+    """Read the terms of a round and the model of which it makes a version.
 
     Raises
     ------

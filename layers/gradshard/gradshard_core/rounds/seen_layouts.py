@@ -1,7 +1,7 @@
 """The layouts of a round's updates, of which only as many as fit stay in memory.
 
 A layout of 100,000 tensors takes up to 100 MB, and each of thousands of clients may send one of its
-own. What differs too much to be kept is known by its digest, and read again where it is needed.
+own. A layout that does not fit is known by its digest, and is read again where it is needed.
 """
 
 import hashlib

@@ -82,37 +82,37 @@ class Failure(NamedTuple):
     text: str
 
 
-class Answer:
-    """An answer whose body has not been read, and its connection."""
+class Response:
+    """A response whose body has not been read, and its connection."""
 
     def __init__(
         self,
         requests: "HttpRequests",
         connection: http.client.HTTPConnection,
-        response: http.client.HTTPResponse,
+        raw: http.client.HTTPResponse,
     ) -> None:
-        self.requests, self.connection, self.response = requests, connection, response
-        self.status = response.status
-        self.header = response.getheader
+        self.requests, self.connection, self.raw = requests, connection, raw
+        self.status = raw.status
+        self.header = raw.getheader
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes of the body; 0 at its end."""
         with _failing_as_os_errors():
-            return self.response.readinto(buffer)
+            return self.raw.readinto(buffer)
 
     def read(self) -> bytes:
         """Read the whole body."""
         with _failing_as_os_errors():
-            return self.response.read()
+            return self.raw.read()
 
-    def direct(self) -> "Answer":
+    def direct(self) -> "Response":
         """Return the fastest reader of the body, which also bounds the time of a read."""
         is_kept = self.connection.sock is not None
-        return _Direct(self) if is_kept and self.response.length else self
+        return _Direct(self) if is_kept and self.raw.length else self
 
     def close(self) -> None:
         """Keep the connection for the next request if the body was read to its end."""
-        if self.response.isclosed() and not self.response.will_close:
+        if self.raw.isclosed() and not self.raw.will_close:
             self.requests.keep(self.connection)
         else:
             self.connection.close()
@@ -124,22 +124,22 @@ class Answer:
         self.close()
 
 
-class _Direct(Answer):
-    """An answer whose body is read from the socket itself.
+class _Direct(Response):
+    """A response whose body is read from the socket itself.
 
     Through http.client each TLS record of 16 KiB takes three more calls, a twentieth of a task's
     processor time. The body must have a known length, on a connection that is kept.
     """
 
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.requests, answer.connection, answer.response)
-        self._left = self.response.length or 0
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.requests, response.connection, response.raw)
+        self._left = self.raw.length or 0
         self._early: io.BytesIO | None = None
 
     def readinto(self, buffer: memoryview, /) -> int:
         if self._early is None:
             # All bytes that http.client has read beyond the head.
-            self._early = io.BytesIO(self.response.read1(io.DEFAULT_BUFFER_SIZE))
+            self._early = io.BytesIO(self.raw.read1(io.DEFAULT_BUFFER_SIZE))
         filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
         # The socket's timeout applies to one call, and a single byte ends a call.
@@ -151,7 +151,7 @@ class _Direct(Answer):
                 break
         self._left -= filled
         if self._left == 0:
-            self.response.close()
+            self.raw.close()
         return filled
 
     def read(self) -> bytes:
@@ -170,7 +170,7 @@ class HttpRequests:
     meter
         Counts the retries.
     explain
-        Returns what an answer that is an error says.
+        Returns what a response that is an error says.
 
     Attributes
     ----------
@@ -179,7 +179,7 @@ class HttpRequests:
     """
 
     def __init__(
-        self, service: str, url: str, meter: Meter, explain: Callable[[Answer], Failure]
+        self, service: str, url: str, meter: Meter, explain: Callable[[Response], Failure]
     ) -> None:
         parts = urlsplit(url)
         self._tls = _tls() if parts.scheme == "https" else None
@@ -202,7 +202,7 @@ class HttpRequests:
     def send(
         self,
         request: Request,
-        accept: Callable[[Answer], T],
+        accept: Callable[[Response], T],
         reject: Callable[[Failure], Exception],
     ) -> T:
         """Send a request, with retries after transient failures.
@@ -212,7 +212,7 @@ class HttpRequests:
         request
             The request to send.
         accept
-            Makes the result from an answer that is no error. Its ``OSError`` counts as a transient
+            Makes the result from a response that is no error. Its ``OSError`` counts as a transient
             failure.
         reject
             Makes an error from what the service says.
@@ -225,18 +225,21 @@ class HttpRequests:
         retries = Retries(self._meter)
         while True:
             try:
-                answer = self._exchange(request)
-                if answer.status < HTTPStatus.MULTIPLE_CHOICES:
-                    return accept(answer)
+                response = self._exchange(request)
+                if response.status < HTTPStatus.MULTIPLE_CHOICES:
+                    return accept(response)
             except (OSError, http.client.HTTPException) as error:
                 named = type(error) is not OSError
                 reason = f"{type(error).__name__}: {error}" if named else str(error)
             else:
-                with answer:
-                    failure = self._explain(answer)
-                if answer.status not in TRANSIENT_STATUSES and failure.code not in TRANSIENT_CODES:
+                with response:
+                    failure = self._explain(response)
+                if (
+                    response.status not in TRANSIENT_STATUSES
+                    and failure.code not in TRANSIENT_CODES
+                ):
                     raise reject(failure)
-                reason = f"{self.answered} {answer.status} {failure.code}"
+                reason = f"{self.answered} {response.status} {failure.code}"
             retries.record_failure(
                 reason,
                 lambda times, reasons: StoreError(
@@ -281,10 +284,10 @@ class HttpRequests:
 
     @property
     def answered(self) -> str:
-        """The beginning of a sentence about an answer."""
+        """The beginning of a sentence about a response."""
         return f"{'S3' if self._service == 's3' else self._host} answered"
 
-    def _exchange(self, request: Request) -> Answer:
+    def _exchange(self, request: Request) -> Response:
         """Send a request once; more often only on connections that had been closed meanwhile."""
         while True:
             connection = self._connection()
@@ -295,7 +298,7 @@ class HttpRequests:
                     connection.connect()
                 self._prepare(connection.sock, request.timeout)
                 connection.request(request.method, target, request.body or None, headers)
-                return Answer(self, connection, connection.getresponse())
+                return Response(self, connection, connection.getresponse())
             except (OSError, http.client.HTTPException):
                 connection.close()
                 if not reused:

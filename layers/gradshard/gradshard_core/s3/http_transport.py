@@ -7,7 +7,7 @@ import re
 from typing import Any, Final
 
 from gradshard_core.s3 import streams
-from gradshard_core.s3.http_requests import Answer, Failure, HttpRequests, Request, endpoint_url
+from gradshard_core.s3.http_requests import Failure, HttpRequests, Request, Response, endpoint_url
 from gradshard_core.s3.request_formats import (
     OPERATIONS,
     body_of,
@@ -18,7 +18,7 @@ from gradshard_core.s3.request_formats import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
-from gradshard_core.s3.transport import AnswerError
+from gradshard_core.s3.transport import ResponseError
 
 IF_NONE: Final = {"If-None-Match": "*"}
 
@@ -76,26 +76,24 @@ class HttpTransport:
             streams.PATIENCE_SECONDS if operation == "get_object" else None,
         )
 
-        def accept(answer: Answer) -> dict[str, Any]:
+        def accept(response: Response) -> dict[str, Any]:
             if operation == "get_object":
-                return _fields_of_headers(answer) | {"Body": answer.direct()}
-            with answer:
-                said = answer.read()
+                return _fields_of_headers(response) | {"Body": response.direct()}
+            with response:
+                said = response.read()
             if operation == "head_object":
-                return _fields_of_headers(answer)
+                return _fields_of_headers(response)
             return fields_of_body(said) if known.has_fields_in_body else {}
 
-        def reject(failure: Failure) -> AnswerError:
+        def reject(failure: Failure) -> ResponseError:
             text = f"S3 answered {known.method} with {failure.text}"
-            return AnswerError(failure.code, operation, text)
+            return ResponseError(failure.code, operation, text)
 
         return self.requests.send(request, accept, reject)
 
 
-def _fields_of_headers(answer: Answer) -> dict[str, Any]:
-    return fields_of_headers(
-        {name.lower(): value for name, value in answer.response.headers.items()}
-    )
+def _fields_of_headers(response: Response) -> dict[str, Any]:
+    return fields_of_headers({name.lower(): value for name, value in response.raw.headers.items()})
 
 
 class HttpPresigner:
@@ -111,19 +109,19 @@ class HttpPresigner:
         self._transport = transport
 
     def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
-        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_new`."""
+        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_new`."""
         return self._presign("PUT", key, seconds, {"Content-Length": str(nbytes)} | IF_NONE)
 
     def presign_empty(self, key: str, seconds: int) -> str:
-        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_empty`."""
+        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_empty`."""
         return self._presign("PUT", key, seconds, {"Content-Length": "0"})
 
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
-        """Sign a GET, as :meth:`~gradshard_core.records.ticket_record.Presigner.presign_read`."""
+        """Sign a GET, as :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_read`."""
         return self._presign("HEAD" if head else "GET", key, seconds, {})
 
     def presign_checksum(self, key: str, seconds: int) -> str:
-        """Sign a HEAD: :meth:`~gradshard_core.records.ticket_record.Presigner.presign_checksum`."""
+        """Sign a HEAD: :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_checksum`."""
         return self._presign("HEAD", key, seconds, CHECKSUM_MODE)
 
     def _presign(self, method: str, key: str, seconds: int, headers: dict[str, str]) -> str:
@@ -140,13 +138,13 @@ def function_store(variable: str = "GRADSHARD_BUCKET") -> S3Store:
     return S3Store(os.environ[variable], function_transport(variable))
 
 
-def explain(answer: Answer | http.client.HTTPResponse) -> Failure:
+def explain(response: Response | http.client.HTTPResponse) -> Failure:
     """Return the code of S3's error, and a text that describes it."""
     body = b""
     with contextlib.suppress(OSError, http.client.HTTPException):
-        body = answer.read()
+        body = response.read()
     found = re.search(rb"<Code>(\w+)</Code>", body)
     message = re.search(rb"<Message>([^<]*)</Message>", body)
-    code = found[1].decode() if found else str(int(answer.status))
+    code = found[1].decode() if found else str(int(response.status))
     said = f": {message[1].decode(errors='replace')}" if message else ""
-    return Failure(code, f"{int(answer.status)} {code}{said}")
+    return Failure(code, f"{int(response.status)} {code}{said}")

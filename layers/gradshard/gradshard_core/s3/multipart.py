@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from gradshard_core.s3.bucket import Bucket
-from gradshard_core.s3.transport import AnswerError, translated
+from gradshard_core.s3.transport import ResponseError, translated
 
 
 class Part(NamedTuple):
@@ -45,7 +45,7 @@ class MultipartUploads(Bucket):
                 for page in self.pages("list_parts", Key=key, UploadId=upload_id)
                 for p in page.get("Parts", [])
             ]
-        except AnswerError:
+        except ResponseError:
             return None
 
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
@@ -60,7 +60,7 @@ class MultipartUploads(Bucket):
             | ({"ChecksumCRC64NVME": part.crc64nvme} if part.crc64nvme else {})
             for part in parts
         ]
-        with contextlib.suppress(AnswerError), translated(key, "NoSuchUpload"):
+        with contextlib.suppress(ResponseError), translated(key, "NoSuchUpload"):
             self.call(
                 "complete_multipart_upload",
                 Key=key,
@@ -70,7 +70,7 @@ class MultipartUploads(Bucket):
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Delete an upload's parts; no error if they are gone already."""
-        with contextlib.suppress(AnswerError), translated(key, "NoSuchUpload"):
+        with contextlib.suppress(ResponseError), translated(key, "NoSuchUpload"):
             self.call("abort_multipart_upload", Key=key, UploadId=upload_id)
 
     def abort_open_uploads(self, key: str) -> None:

@@ -1,4 +1,4 @@
-"""S3's operations by boto3's names: the form of a request, and the fields of an answer.
+"""S3's operations by boto3's names: the form of a request, and the fields of a response.
 
 Source: https://docs.aws.amazon.com/AmazonS3/latest/API/API_Operations_Amazon_Simple_Storage_Service.html
 (2026-11). ``tests/integration/test_transports.py`` sends the same calls with boto3 and compares.
@@ -64,7 +64,7 @@ _HEADERS: Final = {
     "Range": "range",
 }
 
-_ANSWER_HEADERS: Final = {
+_RESPONSE_HEADERS: Final = {
     "ChecksumCRC64NVME": "x-amz-checksum-crc64nvme",
     "ContentRange": "content-range",
     "ETag": "etag",
@@ -129,16 +129,16 @@ def body_of(operation: str, parameters: Mapping[str, Any]) -> bytes:
 
 
 def fields_of_headers(headers: Mapping[str, str]) -> dict[str, Any]:
-    """Return the fields of an answer that stand in its headers, whose names are in lower case."""
+    """Return the fields of a response that stand in its headers, whose names are in lower case."""
     fields: dict[str, Any] = {
-        name: headers[header] for name, header in _ANSWER_HEADERS.items() if header in headers
+        name: headers[header] for name, header in _RESPONSE_HEADERS.items() if header in headers
     }
     fields["ContentLength"] = int(headers.get("content-length") or 0)
     return fields
 
 
 def fields_of_body(body: bytes) -> dict[str, Any]:
-    """Return the fields of an answer that stand in its body; none if it is empty.
+    """Return the fields of a response that stand in its body; none if it is empty.
 
     Raises
     ------

@@ -12,7 +12,7 @@ from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.multipart import MultipartUploads
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.streams import Body, RangeStream
-from gradshard_core.s3.transport import AnswerError, translated
+from gradshard_core.s3.transport import ResponseError, translated
 
 ANYTHING: Final = "*"
 """For a write without a condition."""
@@ -22,7 +22,7 @@ _GONE: Final = ("NoSuchKey", "NoSuchVersion", "PreconditionFailed", "InvalidRang
 
 _CONFLICT: Final = "ConditionalRequestConflict"
 _CONDITION_FAILED: Final = ("PreconditionFailed", "NoSuchKey")
-"""Answers to a write whose condition does not hold; the second if the object does not exist."""
+"""Responses to a write whose condition does not hold; the second if the object does not exist."""
 
 
 class ListedObject(NamedTuple):
@@ -65,7 +65,7 @@ class S3Store(MultipartUploads, JsonReads):
                     **condition,
                     **version,
                 )
-        except AnswerError as error:
+        except ResponseError as error:
             raise ChangedObjectError(
                 f"{source.key}: the planned version is gone ({error.code})"
             ) from None
@@ -83,7 +83,7 @@ class S3Store(MultipartUploads, JsonReads):
             try:
                 body, response = self._get(key, nbytes)
                 break
-            except AnswerError as error:
+            except ResponseError as error:
                 if error.code == "NoSuchKey":
                     return None
                 # An empty object has no ranges. If another one has taken its place meanwhile, that
@@ -130,7 +130,7 @@ class S3Store(MultipartUploads, JsonReads):
         """Read a small object; None if there is none."""
         try:
             return self._get(key)[0]
-        except AnswerError:  # NoSuchKey: without a range none is invalid
+        except ResponseError:  # NoSuchKey: without a range none is invalid
             return None
 
     def head(self, key: str) -> ObjectVersion | None:
@@ -166,7 +166,7 @@ class S3Store(MultipartUploads, JsonReads):
                 found = self.call("head_object", Key=key, **options)
                 version = found.get("VersionId", "")
                 source = ObjectVersion(key, version, found["ETag"], found["ContentLength"])
-        except AnswerError as error:
+        except ResponseError as error:
             if error.code != "403":
                 return None
             # The answer to a HEAD has no body that says why; the answer to a GET has one.
@@ -222,7 +222,7 @@ class S3Store(MultipartUploads, JsonReads):
             try:
                 with translated(key, *_CONDITION_FAILED, _CONFLICT):
                     self.call("put_object", Key=key, **fields)
-            except AnswerError as error:
+            except ResponseError as error:
                 if error.code != _CONFLICT:
                     return False
                 # Another write of the key is in progress and may still fail. S3 wants the request
@@ -246,7 +246,7 @@ class S3Store(MultipartUploads, JsonReads):
         """
         condition: dict[str, Any] = {} if only is None else {"IfMatch": only}
         with (
-            contextlib.suppress(AnswerError),
+            contextlib.suppress(ResponseError),
             translated(key, "PreconditionFailed", "NoSuchKey"),
         ):
             self.call("delete_object", Key=key, **condition)
@@ -289,7 +289,7 @@ class S3Store(MultipartUploads, JsonReads):
 
 
 def _check_first(response: dict[str, Any], body: bytes, nbytes: int | None) -> None:
-    """Check that an answer holds the first bytes, where those were asked for."""
+    """Check that a response holds the first bytes, where those were asked for."""
     if nbytes is None:
         return
     got = response.get("ContentRange", "")

@@ -24,7 +24,7 @@ It is shorter than the 20 s or so after which S3 gives up on the part that waits
 
 
 class Body(Protocol):
-    """The body of one answer."""
+    """The body of one response."""
 
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.

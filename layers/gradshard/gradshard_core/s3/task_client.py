@@ -41,7 +41,7 @@ class StreamWriter:
             self._send(data)
 
     def end(self) -> http.client.HTTPResponse:
-        """Return S3's answer to the request."""
+        """Return S3's response to the request."""
         with self._explained():
             if not self._has_begun:
                 self._begin()
@@ -65,15 +65,15 @@ class StreamWriter:
         try:
             yield
         except (OSError, http.client.HTTPException) as error:
-            if (answer := self._early_answer(error)) is not None:
-                raise _rejected(self._name, answer) from error
+            if (response := self._early_response(error)) is not None:
+                raise _rejected(self._name, response) from error
             raise UnsentError(
                 f"{self._name}: the connection broke after {self._sent} bytes: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _early_answer(self, error: Exception) -> http.client.HTTPResponse | None:
-        """Return S3's answer if it rejected the request before the whole body was sent."""
+    def _early_response(self, error: Exception) -> http.client.HTTPResponse | None:
+        """Return S3's response if it rejected the request before the whole body was sent."""
         if isinstance(error, BrokenPipeError | ConnectionResetError):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 return self._connection.getresponse()
@@ -151,10 +151,10 @@ class TaskS3Client(S3Store):
         writer = StreamWriter(connection, name, head, start)
         try:
             yield writer
-            answer = writer.end()
-            if answer.status != HTTPStatus.OK:
-                raise _rejected(key, answer)
-            answer.read()
+            response = writer.end()
+            if response.status != HTTPStatus.OK:
+                raise _rejected(key, response)
+            response.read()
         finally:
             # Never reused, because a PUT on a connection that S3 has closed could not be repeated;
             # and never kept, or a warm function would have one more with every task.
@@ -162,9 +162,9 @@ class TaskS3Client(S3Store):
         self.meter.add(bytes_written=nbytes)
 
 
-def _rejected(key: str, answer: http.client.HTTPResponse) -> StoreError:
-    failure = explain(answer)
+def _rejected(key: str, response: http.client.HTTPResponse) -> StoreError:
+    failure = explain(response)
     # RequestTimeout: S3 got no bytes for some time, because the inputs did not arrive either.
-    is_transient = answer.status in TRANSIENT_STATUSES or failure.code in TRANSIENT_CODES
+    is_transient = response.status in TRANSIENT_STATUSES or failure.code in TRANSIENT_CODES
     rejected = UnsentError if is_transient else StoreError
     return rejected(f"{key}: S3 answered PUT with {failure.text}{explain_denial(failure.code)}")

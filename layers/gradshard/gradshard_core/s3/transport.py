@@ -11,7 +11,7 @@ from gradshard_core.s3.traffic import Meter
 _UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}
 
 
-class AnswerError(Exception):
+class ResponseError(Exception):
     """S3 answered a request with an error.
 
     Attributes
@@ -33,14 +33,14 @@ class Transport(Protocol):
     meter: Meter
 
     def call(self, operation: str, /, **parameters: Any) -> dict[str, Any]:
-        """Send a request, with retries after transient failures, and return the answer's fields.
+        """Send a request, again after transient failures, and return the fields of its response.
 
         Operations, parameters and fields have boto3's names. ``Body`` of ``get_object`` has not
         been read; it has the methods of :class:`~gradshard_core.s3.streams.Body`, and ``read``.
 
         Raises
         ------
-        AnswerError
+        ResponseError
             S3 rejects the request.
         StoreError
             S3 cannot be reached, or kept failing.
@@ -54,11 +54,11 @@ class Transport(Protocol):
 def translated(key: str, *expected: str) -> Iterator[None]:
     """Turn errors that S3 answers into gradshard's errors, which say what to do.
 
-    Answers with the codes ``expected``, which the caller handles, stay an :class:`AnswerError`.
+    Responses with the codes ``expected``, which the caller handles, stay a :class:`ResponseError`.
     """
     try:
         yield
-    except AnswerError as error:
+    except ResponseError as error:
         if error.code in expected:
             raise
         is_unreadable = error.code in _UNREADABLE and error.operation == "get_object"

@@ -79,14 +79,14 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Assigned:
-    """What a round leaves of a client.
+    """A client's assignment for the next round, and its measured speed.
 
     Parameters
     ----------
     client
         Its id.
     assignment
-        What it should do next.
+        The work that it should do next.
     speed
         Its measured speed; None while it is not known.
     notes
@@ -147,7 +147,7 @@ def find_target(
     reports
         The clients of the round that has ended, with their reports, sorted by client.
     history
-        What the round before has left (:attr:`Assignments.clients`).
+        The assignments of the round before (:attr:`Assignments.clients`).
     """
     if settings.target_seconds is not None:
         return settings.target_seconds

@@ -219,8 +219,8 @@ def effective_weights(
     coverage
         The layers that each contributor holds.
     samples
-        By client: at least the contributors' numbers of samples. What is known of clients that sent
-        nothing makes the balanced rule's mean right.
+        By client: at least the contributors' numbers of samples. Give those of clients that sent
+        nothing, too, if they are known: the balanced rule needs their mean.
 
     Returns
     -------

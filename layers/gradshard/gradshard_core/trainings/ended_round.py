@@ -41,6 +41,7 @@ def record_ended_round(
         silent=_silent(state, invitation, outcome),
         dollars=state.dollars + outcome.dollars,
         tree=_in_tree(spec, state, outcome),
+        drawn=() if spec.secret_sample is None else invitation.clients,
     )
     if not outcome.is_completed:
         if spec.is_buffered:
@@ -67,6 +68,7 @@ def record_ended_round(
         version=made,
         last_round=invitation.round_id,
         clip=outcome.next_clip,
+        drawn=(),
         counted=_counted(spec, state, outcome),
         repeated_round=None,
         suspects=(),

@@ -1,5 +1,6 @@
 """Decide whether a training has a next round, and invite clients to it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -65,14 +66,14 @@ def next_round(
         members = tuple(sorted({*members}.difference(state.tree.taken)))
     if len(members) < spec.needed():
         return _wait_for_members(spec, state, len(members), now)
-    invited, awaited = sampling.count_invited(spec, len(members))
     number = state.completed if is_evaluation else state.completed + 1
-    drawn = sampling.draw(
-        members,
-        invited,
-        seed=f"{spec.seed} {keys.name} {number} {is_evaluation} {state.redraws}",
-        silent=state.silent,
-    )
+    if spec.secret_sample is not None and len(members) > spec.most_drawn:
+        return paused(
+            state,
+            f"{len(members)} clients have joined, and all may be drawn for a round, which has "
+            f"{spec.most_drawn} at most: have some leave, and resume the training",
+        )
+    drawn, awaited = _drawn(spec, state, members, f"{keys.name} {number} {is_evaluation}")
     invitation = Invitation(
         keys.round_id(number, state.repetition, is_evaluation=is_evaluation),
         number,
@@ -85,8 +86,22 @@ def next_round(
     )
     there = {*members, *(state.tree.taken if state.tree else ())}
     silent = {client: missed for client, missed in state.silent.items() if client in there}
-    following = replace(state, invitation=invitation, lacks_members_since=None, silent=silent)
+    following = replace(
+        state, invitation=invitation, lacks_members_since=None, silent=silent, drawn=()
+    )
     return _within_budget(keys, spec, following, current, aggregator)
+
+
+def _drawn(
+    spec: TrainingSpec, state: TrainingState, members: Sequence[str], which: str
+) -> tuple[tuple[str, ...], int]:
+    """Return the clients that a round invites, and how many of them it awaits."""
+    if spec.secret_sample is not None:
+        drawn = state.drawn or sampling.draw_in_secret(members, spec.secret_sample.probability)
+        return drawn, len(drawn)
+    invited, awaited = sampling.count_invited(spec, len(members))
+    seed = f"{spec.seed} {which} {state.redraws}"
+    return sampling.draw(members, invited, seed=seed, silent=state.silent), awaited
 
 
 def _settings(spec: TrainingSpec, number: int) -> dict[str, Any]:

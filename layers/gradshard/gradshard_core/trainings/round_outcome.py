@@ -186,9 +186,9 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
             return str(error)
 
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, [contributor.source for contributor in plan.contributors]))
+        found = list(pool.map(read, [contributor.source for contributor in plan.senders]))
     sent, notes = [], []
-    for contributor, result in zip(plan.contributors, found, strict=True):
+    for contributor, result in zip(plan.senders, found, strict=True):
         if isinstance(result, str):
             notes.append(f"metrics of {contributor.client} do not count: {result}")
         else:

@@ -8,6 +8,8 @@ not depend on Python's generator, on other clients or on their order.
 
 import hashlib
 import math
+import os
+import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -62,6 +64,24 @@ def draw(
     """
     ranked = sorted((-_score(client, seed, silent.get(client, 0)), client) for client in members)
     return tuple(sorted(client for _, client in ranked[:number]))
+
+
+def draw_in_secret(members: Iterable[str], probability: float) -> tuple[str, ...]:
+    """Draw each client with a probability, by random bits that are kept nowhere; at least one.
+
+    Parameters
+    ----------
+    members
+        The clients that can be drawn, at least ``SecretSample.fewest``.
+    probability
+        Rounded down to a multiple of 2⁻⁶⁴, if it is none.
+    """
+    bound, clients = int(probability * 2**64), sorted(members)
+    while True:
+        bits = struct.unpack(f">{len(clients)}Q", os.urandom(8 * len(clients)))
+        drawn = tuple(c for c, number in zip(clients, bits, strict=True) if number < bound)
+        if drawn:
+            return drawn
 
 
 def _score(client: str, seed: str, missed: int) -> float:

@@ -24,12 +24,12 @@ from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.notice import Notice, NoticeUrls, seen_by
-from gradshard_core.records.ticket_record import (
+from gradshard_core.records.ticket_urls import (
     METADATA_ROOM_BYTES,
     Presigner,
+    build_ticket,
     max_update_bytes,
     sent_layout,
-    ticket_record,
 )
 from gradshard_core.records.training_state import (
     ENDED,
@@ -158,7 +158,7 @@ class _Writer:
         if not invitation.is_evaluation:
             layout = model_registry.layout_of(self._store, version.tensors)
             terms = self._terms(layout, self._agreement(state))
-        return ticket_record(
+        return build_ticket(
             self._signer,
             RoundKeys(invitation.answered_to(self._keys)),
             client,

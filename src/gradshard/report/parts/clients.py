@@ -51,10 +51,10 @@ def clients_part(facts: Facts, detail: Detail) -> Part:
         _arrivals(facts),
         _table(facts, clients, detail) if clients else tag("p", "No client is known yet."),
     )
-    return Part("clients", "Clients", _gist(facts, clients), content)
+    return Part("clients", "Clients", _summary(facts, clients), content)
 
 
-def _gist(facts: Facts, clients: Sequence[_Client]) -> str:
+def _summary(facts: Facts, clients: Sequence[_Client]) -> str:
     outcomes = [client.outcome for client in clients]
     counts = [
         f"{outcomes.count(outcome):,} {outcome}"

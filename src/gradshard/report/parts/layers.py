@@ -24,7 +24,7 @@ def layers_part(facts: Facts, detail: Detail) -> Part | None:
     if not layers:
         return None
     covered = [len(layer["weights"]) for layer in layers]
-    gist = (
+    summary = (
         f"{pluralize(len(layers), 'layer')} · "
         f"each covered by {min(covered):,} to {pluralize(max(covered), 'client')}"
     )
@@ -32,7 +32,7 @@ def layers_part(facts: Facts, detail: Detail) -> Part | None:
         weights = _weights(layers, clients)
     else:
         weights = _heat_map(layers, clients, detail)
-    return Part("layers", "Layers", gist, joined(_table(layers, detail), weights))
+    return Part("layers", "Layers", summary, joined(_table(layers, detail), weights))
 
 
 def _table(layers: Sequence[Facts], detail: Detail) -> Markup:

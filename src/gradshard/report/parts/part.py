@@ -26,7 +26,7 @@ class Part(NamedTuple):
         The name in the part's address.
     heading
         The heading.
-    gist
+    summary
         The main facts, which stay visible when the part is folded.
     content
         The content that can be folded.
@@ -34,7 +34,7 @@ class Part(NamedTuple):
 
     name: str
     heading: str
-    gist: str
+    summary: str
     content: Markup
 
 

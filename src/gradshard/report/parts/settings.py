@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from gradshard.client.accounting import privacy_in_words
+from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard.report.facts import Facts
 from gradshard.report.markup import named, tag
 from gradshard.report.parts.part import Part, format_moment
@@ -13,11 +13,11 @@ from gradshard.utils.text import format_duration, format_size, pluralize
 def settings_part(facts: Facts) -> Part:
     """Return the part about the settings of a round."""
     return Part(
-        "settings", "Settings", _gist(facts), facts_table("Settings and times", _rows(facts))
+        "settings", "Settings", _summary(facts), facts_table("Settings and times", _rows(facts))
     )
 
 
-def _gist(facts: Facts) -> str:
+def _summary(facts: Facts) -> str:
     words = [facts["rule"], f"topology {facts['topology']}"]
     if facts["shards"] is not None:
         words.append(f"M = {facts['shards']:,}")

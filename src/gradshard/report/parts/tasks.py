@@ -36,10 +36,10 @@ def tasks_part(facts: Facts, detail: Detail) -> Part:
         content = joined(_by_level(tasks), _each(facts, detail), _clock_note())
     else:
         content = tag("p", "No task has reported.")
-    return Part("tasks", "Tasks", _gist(facts), content)
+    return Part("tasks", "Tasks", _summary(facts), content)
 
 
-def _gist(facts: Facts) -> str:
+def _summary(facts: Facts) -> str:
     if not facts["tasks_planned"]:
         return "none planned"
     words = [f"{facts['tasks_done']:,} of {facts['tasks_planned']:,} done"]

@@ -35,7 +35,7 @@ def test_columns_without_content_are_left_out() -> None:
 def test_uploads_that_wait_are_listed() -> None:
     facts = sample(state="awaiting", clients=3)
     part = clients_part(facts, DETAIL)
-    assert "3 waiting" in part.gist
+    assert "3 waiting" in part.summary
     assert "client-0002 waiting" in Page(part.content).words
 
 
@@ -60,7 +60,7 @@ def test_updates_of_another_round_have_no_waiting_time() -> None:
 
 def test_no_update_of_a_failed_round_counts() -> None:
     part = clients_part(sample(state="failed", cause="x", clients=3), DETAIL)
-    assert part.gist.startswith("3 of 7 planned · 1 rejected")
+    assert part.summary.startswith("3 of 7 planned · 1 rejected")
     assert "counted" not in part.content
 
 

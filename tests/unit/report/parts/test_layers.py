@@ -18,8 +18,8 @@ def test_whole_updates_have_no_such_part() -> None:
     assert layers_part(sample(), DETAIL) is None
 
 
-def test_the_gist_says_how_many_clients_cover_a_layer() -> None:
-    assert part_of(clients=8, layers=5).gist == "5 layers · each covered by 0 to 8 clients"
+def test_the_summary_says_how_many_clients_cover_a_layer() -> None:
+    assert part_of(clients=8, layers=5).summary == "5 layers · each covered by 0 to 8 clients"
 
 
 def test_weights_are_written_by_client_and_layer() -> None:

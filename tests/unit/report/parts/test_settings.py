@@ -7,7 +7,7 @@ from tests.unit.report_rounds import sample
 
 def test_a_plan_is_summarized() -> None:
     part = settings_part(sample(clients=9, groups=2, shards=3))
-    assert part.gist == (
+    assert part.summary == (
         "fedavg · topology grid · M = 3 · updates of 44.7 MB, 62 tensors · waited 7 min for updates"
     )
     assert "2 groups of 4 to 5; 1 group of 2" in part.content

@@ -39,11 +39,11 @@ def test_few_tasks_are_listed_by_start_and_many_by_their_seconds() -> None:
 
 
 def test_a_failed_round_was_not_aggregated() -> None:
-    gist = tasks_part(sample(state="failed", cause="x", done=0.5), DETAIL).gist
-    assert "2 of 4 done · failed after " in gist
+    summary = tasks_part(sample(state="failed", cause="x", done=0.5), DETAIL).summary
+    assert "2 of 4 done · failed after " in summary
 
 
 def test_a_round_without_plan_has_no_tasks() -> None:
     part = tasks_part(sample(state="awaiting"), DETAIL)
-    assert part.gist == "none planned"
+    assert part.summary == "none planned"
     assert "No task has reported." in part.content

@@ -1,4 +1,4 @@
-"""A function's process: ``python -m tests.second.worker FOLDER`` handles events, a line each.
+"""A function's process: ``python -m tests.localstack.worker FOLDER`` handles events, a line each.
 
 It runs the real handler of ``functions/FOLDER``. A test breaks it by a file (:func:`break_next`)
 which the next event of the round consumes.

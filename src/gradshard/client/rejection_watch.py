@@ -1,4 +1,4 @@
-"""What became of the updates that a client has sent in a training."""
+"""Find out whether the updates that a client sent in a training count, or why not."""
 
 import logging
 import time
@@ -44,7 +44,7 @@ OnRejection = Callable[[RejectedUpdate], None]
 
 @dataclass
 class _Sent:
-    """An update whose fate is not known yet."""
+    """An update of which the client does not know yet whether it counts."""
 
     round: ClientRound
     invitation: Invitation
@@ -58,7 +58,7 @@ class _Sent:
         return time.monotonic() - self.at < SETTLE_SECONDS
 
 
-class FollowUp:
+class RejectionWatch:
     """Follows the updates that a client has sent, until it is known whether they count.
 
     Those of a buffered training may be rejected at any time, and their state names the ones that
@@ -81,7 +81,7 @@ class FollowUp:
         """Follow the update that was sent in answer to an invitation."""
         self._sent[round_.id] = _Sent(round_, invitation, time.monotonic())
 
-    def look(self, state: TrainingState) -> None:
+    def check(self, state: TrainingState) -> None:
         """Ask whether updates were rejected, those that may have been, and tell it."""
         for name, sent in list(self._sent.items()):
             invitation, is_last = sent.invitation, state.status == ENDED

@@ -40,7 +40,7 @@ def localstack(python: Path, folder: Path) -> Iterator[int]:
         "SKIP_SSL_CERT_DOWNLOAD": "1",
     }
     with (folder / "engine.log").open("w") as log:
-        command = [str(python), "-m", "tests.second.localstack_process"]
+        command = [str(python), "-m", "tests.localstack.localstack_process"]
         process = subprocess.Popen(
             command, cwd=ROOT, env=settings, stdin=subprocess.DEVNULL, stdout=log, stderr=log
         )

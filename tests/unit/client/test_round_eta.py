@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.client.eta import Pace, pace
+from gradshard.client.round_eta import Pace, pace
 
 PLANNED = datetime(2026, 3, 1, tzinfo=UTC)
 

@@ -15,8 +15,8 @@ from tests.e2e.deployed import Deployed
 from tests.integration.by_hand import layout_of
 from tests.integration.machine import APPLIED, EAGER, TREE, UPDATES, FunctionError, Machine
 from tests.integration.proxy import Fault
-from tests.second.conftest import SecondEngine
-from tests.second.worker import OUT_OF_TIME, SLOW, break_next
+from tests.localstack.conftest import LocalStack
+from tests.localstack.worker import OUT_OF_TIME, SLOW, break_next
 
 SECONDS = 240
 """How long a round may take on a busy machine; retries wait up to 14 s."""
@@ -106,7 +106,7 @@ def make(federation: Federation, deployed: Deployed) -> Callable[..., Executed]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("faults", SURVIVED)
 def test_a_round_survives_when_every_function(
-    engine: SecondEngine, make: Callable[..., Executed], kind: str, faults: str
+    engine: LocalStack, make: Callable[..., Executed], kind: str, faults: str
 ) -> None:
     round_ = make(kind)
     for function in ALL:
@@ -119,7 +119,7 @@ def test_a_round_survives_when_every_function(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_round_survives_what_s3_does(
-    engine: SecondEngine, make: Callable[..., Executed], kind: str
+    engine: LocalStack, make: Callable[..., Executed], kind: str
 ) -> None:
     round_ = make(kind)
     proxy = engine.functions_proxy
@@ -142,7 +142,7 @@ def test_a_round_survives_what_s3_does(
     ],
 )
 def test_a_round_that_cannot_be_saved_fails_and_leaves_nothing(
-    engine: SecondEngine,
+    engine: LocalStack,
     make: Callable[..., Executed],
     kind: str,
     function: str,
@@ -158,7 +158,7 @@ def test_a_round_that_cannot_be_saved_fails_and_leaves_nothing(
 
 
 def test_tasks_that_lambda_throttles_wait_for_a_free_slot(
-    engine: SecondEngine, make: Callable[..., Executed]
+    engine: LocalStack, make: Callable[..., Executed]
 ) -> None:
     round_ = make("tree")
     functions = boto3.client("lambda")

@@ -12,8 +12,8 @@ from pathlib import Path
 import boto3
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
-from tests.second.definition import definition
-from tests.second.worker import MEMORY_MB, MILLISECONDS
+from tests.localstack.definition import definition
+from tests.localstack.worker import MEMORY_MB, MILLISECONDS
 
 ROOT = Path(__file__).parents[2]
 STACK = "gradshard"

@@ -62,7 +62,9 @@ def measured(
             sum(report["gets"] for report in everything),
             sum(report["puts"] for report in everything),
         ),
-        by_clients=Requests(*map(sum, zip(*by_clients, strict=True))),
+        by_clients=Requests(
+            sum(request.gets for request in by_clients), sum(request.puts for request in by_clients)
+        ),
         cold_tasks=sum(report["is_cold"] for report in everything),
         measuring=[[Tasks(1, report["seconds"]) for report in measuring]] if measuring else [],
         models=0

@@ -214,19 +214,24 @@ def _signature(headers: Mapping[str, str], query: Mapping[str, Any], *, presigne
     in_query = [name for name in query if name.lower() in {"x-amz-signature", "x-amz-credential"}]
     if not presigned:
         if not headers["authorization"].startswith("AWS4-HMAC-SHA256 "):
-            raise _RejectedError("IncompleteSignature", "the local engine takes AWS4-HMAC-SHA256")
+            raise _RejectedError(
+                "IncompleteSignature",
+                "the local engine accepts only signatures by AWS4-HMAC-SHA256",
+            )
         if in_query:
             raise _RejectedError("InvalidArgument", "a request has one signature, and this one two")
         signature = sigv4.parse_header_signature(headers)
     elif in_query:
         signature = sigv4.parse_query_signature(query)
     else:
-        raise _RejectedError("MissingAuthenticationToken", "the local engine takes signed requests")
+        raise _RejectedError(
+            "MissingAuthenticationToken", "the local engine accepts signed requests only"
+        )
     if isinstance(signature, tuple):
         raise _RejectedError(*signature)
     if presigned and signature.service != "s3":
         # A page can have a browser ask for any address: S3's objects are what addresses are for.
-        raise _RejectedError("AccessDenied", "the local engine takes presigned URLs of S3 only")
+        raise _RejectedError("AccessDenied", "the local engine accepts presigned URLs of S3 only")
     return signature
 
 

@@ -22,9 +22,9 @@ from tests.integration.conftest import (
     store,
 )
 from tests.integration.proxy import Proxy, spoiling
-from tests.second.deployed import clock, deploy
-from tests.second.engine import REGION, localstack
-from tests.second.gaps import GAPS, HANGS
+from tests.localstack.deployed import clock, deploy
+from tests.localstack.engine import REGION, localstack
+from tests.localstack.gaps import GAPS, HANGS
 
 __all__ = [
     "deployed",
@@ -36,13 +36,13 @@ __all__ = [
     "proxy",
     "store",
 ]
-PYTHON = "SECOND_ENGINE"
+PYTHON = "LOCALSTACK_PYTHON"
 """The variable that names the interpreter that has LocalStack."""
 HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class SecondEngine:
+class LocalStack:
     """LocalStack, running.
 
     Attributes
@@ -61,7 +61,7 @@ class SecondEngine:
 
 
 @pytest.fixture(scope="session")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondEngine]:
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """LocalStack with the application; boto3 talks to it."""
     if PYTHON not in os.environ:
         pytest.skip("`make test-second` has LocalStack")
@@ -80,7 +80,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecondEngine]:
         default_session.cache_clear()
         deploy(proxy.url, faults)
         with clock():
-            yield SecondEngine(port, proxy, faults)
+            yield LocalStack(port, proxy, faults)
 
 
 def _environment(port: int) -> dict[str, str]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
 
-from gradshard.client.masked_claims import NOT_PROVED, read_masking
 from gradshard.client.stated_round import NamedContributor, StatedRound
+from gradshard.client.verification_masked_claim import NOT_PROVED, read_masking
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
 from gradshard_core.aggregation.addition_order import format_order

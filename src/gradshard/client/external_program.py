@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from gradshard.client.follow_up import RejectedUpdate
+from gradshard.client.rejection_watch import RejectedUpdate
 from gradshard.client.tensors import Array, unpack
 from gradshard.client.upload_source import TensorContent
 from gradshard_core.errors import UpdateError

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from tests.second.gaps import GAPS, HANGS
+from tests.localstack.gaps import GAPS, HANGS
 
 TESTS = Path(__file__).parents[1]
 

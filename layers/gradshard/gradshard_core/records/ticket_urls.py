@@ -56,7 +56,7 @@ class Presigner(Protocol):
         """
 
 
-def ticket_record(
+def build_ticket(
     signer: Presigner,
     keys: RoundKeys,
     client: str,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from gradshard.client.follow_up import RejectedUpdate
-from gradshard.client.program import Program
+from gradshard.client.external_program import Program
+from gradshard.client.rejection_watch import RejectedUpdate
 from gradshard_core.records.training_state import Invitation
 
 KEEPS = """

@@ -5,12 +5,17 @@ them with an allowance that is computed here, when a budget is set.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
 from gradshard.utils.light_imports import show_unused_libraries
 from gradshard_core.errors import SpecError
-from gradshard_core.records.privacy_ledger import PrivacyBudget
+from gradshard_core.records.privacy_ledger import PrivacyBudget, PrivacyLedger
+
+WHOLE_ORDERS: Final = (*range(2, 128), *range(128, 512, 8), *range(512, 2049, 64))
+"""Orders α of Rényi divergence at which secret draws are accounted for: discrete noise has the
+proof for whole ones alone."""
 
 STEPS: Final = 200
 """Halvings of the interval in which an allowance is sought: to float64's last bit."""
@@ -36,6 +41,35 @@ def epsilon_of(spent: float, delta: float) -> float:
     accountant = library.rdp.RdpAccountant()
     accountant.compose(library.GaussianDpEvent(1 / math.sqrt(spent)))
     return float(accountant.get_epsilon(delta))
+
+
+def epsilon_from_models(ledger: PrivacyLedger, delta: float) -> float:
+    """Return ε at δ against an attacker who gets versions of the model, and knows nothing else.
+
+    Such an attacker does not know which clients were drawn in secret: each draw is a
+    Poisson-sampled Gaussian mechanism (:mod:`gradshard_core.aggregation.secret_draw`). Without
+    secret draws this is :func:`epsilon_of` the ledger's sum.
+
+    Raises
+    ------
+    SpecError
+        dp-accounting is not installed.
+    """
+    parts = ledger.parts
+    if not parts.drawn or not math.isfinite(ledger.spent):
+        return epsilon_of(ledger.spent, delta)
+    library = _library()
+    accountant = library.rdp.RdpAccountant(
+        WHOLE_ORDERS, neighboring_relation=library.NeighboringRelation.REPLACE_SPECIAL
+    )
+    if parts.in_full:
+        accountant.compose(library.GaussianDpEvent(1 / math.sqrt(parts.in_full)))
+    for (probability, cost), times in Counter(parts.drawn).items():
+        event = library.GaussianDpEvent(1 / math.sqrt(cost))
+        accountant.compose(library.PoissonSampledDpEvent(probability, event), times)
+    found = float(accountant.get_epsilon(delta))
+    # What an attacker knows less never helps it, so that both are bounds.
+    return min(found, epsilon_of(ledger.spent, delta))
 
 
 def budget_of(epsilon: float, delta: float) -> PrivacyBudget:
@@ -72,6 +106,9 @@ def privacy_in_words(privacy: Mapping[str, Any]) -> str:
         words += f"; round {place['leaf']} of a tree"
         if place["cancels"]:
             words += f", which takes out the noise of {', '.join(place['cancels'])}"
+    if privacy.get("draw") is not None:
+        draw = privacy["draw"]
+        words += f"; drawn in secret with the probability {draw['probability']:g}"
     if privacy.get("whole") is not None:
         words += (
             f"; about {privacy['whole']:.3g} were not clipped, so the next clip is "

@@ -5,7 +5,7 @@ Docker. :class:`ProcessExecutor` is another: one process of the tests' own inter
 environment (`worker.py`), kept warm, with the environment's variables. All else is LocalStack's:
 how functions are created, invoked, throttled, and how asynchronous invocations are tried again.
 
-Run as ``python -m tests.second.localstack_process`` with the interpreter that has LocalStack.
+Run as ``python -m tests.localstack.localstack_process`` with the interpreter that has LocalStack.
 """
 
 import json
@@ -19,7 +19,7 @@ from localstack.services.lambda_.invocation.lambda_models import InvocationResul
 from localstack.services.lambda_.invocation.plugins import DockerRuntimeExecutorPlugin
 from localstack.services.lambda_.invocation.runtime_executor import RuntimeExecutor
 
-from tests.second.worker import TIMEOUT_STATUS
+from tests.localstack.worker import TIMEOUT_STATUS
 
 ROOT: Final = Path(__file__).parents[2]
 PYTHON: Final = "SECOND_FUNCTIONS_PYTHON"
@@ -70,7 +70,7 @@ class ProcessExecutor(RuntimeExecutor):  # type: ignore[misc]
     def _begin(self) -> None:
         function = self.function_version.config.environment["FUNCTION_FOLDER"]
         self._process = subprocess.Popen(
-            [os.environ[PYTHON], "-W", "ignore", "-m", "tests.second.worker", function],
+            [os.environ[PYTHON], "-W", "ignore", "-m", "tests.localstack.worker", function],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
