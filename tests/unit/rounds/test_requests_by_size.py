@@ -1,4 +1,4 @@
-"""Every request of rounds of 100, 1,000 and 10,000 clients, with the sizes of what is deployed."""
+"""Every request of rounds of 100, 1,000 and 5,000 clients, with the sizes of what is deployed."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.unit.request_counts import Counting, Requests, of_functions
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
-SIZES = (100, 1_000, 10_000)
+SIZES = (100, 1_000, 5_000)
 WATCHED = 20
 """The last arrivals, each with its event. Those before cost the same, and are counted as these."""
 
