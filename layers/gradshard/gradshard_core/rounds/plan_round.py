@@ -66,11 +66,12 @@ def plan_round(
         opened = read_spec(store, keys)
         return _hand_out(store, keys, opened and opened[0], previous, request, aggregator, keeper)
     context = read_context(store, keys, request, aggregator)
+    if request.attempt == 0 and waits_once(context.spec):
+        # Before the plan is there: who arrives from now on looks for it. And before this call rejects
+        # updates and may be killed: who replaces one from now on looks for its rejection.
+        end_waiting(store, keys)
     plan = _make_plan(context, previous)
     written = plan_to_json(plan, piece_writer(store, keys))
-    if request.attempt == 0 and waits_once(context.spec):
-        # Before the plan is there: who arrives from now on looks for it.
-        end_waiting(store, keys)
     is_ours = store.put_json(keys.plan, written, replaces=head.etag if head else None)
     if is_ours and previous is not None:
         _abort_uploads(store, previous, unless_in=plan)
