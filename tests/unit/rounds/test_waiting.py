@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.rounds import aws_callbacks, waiting
+from gradshard_core.rounds import aws_callbacks, plan_round, waiting
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.waiting import ROUNDS_SEEN, Seen
 from tests import reference
@@ -111,14 +111,55 @@ def test_a_good_update_takes_the_rejection_of_a_bad_one_back(
     assert machine.store.etags[machine.keys.callback] == etag
 
 
-@pytest.mark.parametrize("ends", ["plan", "manifest"])
-def test_a_rejection_that_is_noted_too_late_leaves_no_record(machine: Machine, ends: str) -> None:
+def test_a_rejection_that_is_noted_too_late_has_no_round_wait(machine: Machine) -> None:
+    """The function that notes it may be killed at once."""
     machine.open(clients=["a"])
-    spec = machine.spec()
     waiting.end_waiting(machine.store, machine.keys)
-    machine.store.put_json(getattr(machine.keys, ends), {})
-    waiting.note_rejection(machine.store, machine.keys, spec)
+    waiting.note_rejection(machine.store, machine.keys)
     assert waiting.read_waiting(machine.store, machine.keys) is None
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_no_rejection_is_left_of_an_update_that_was_replaced_while_it_was_checked(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, *, planned: bool
+) -> None:
+    machine.open(clients=["a", "b"], min_clients=1)
+    get_head = machine.store.get_head
+
+    def get_then_replace(key: str, nbytes: int) -> Any:
+        found = get_head(key, nbytes)
+        monkeypatch.setattr(machine.store, "get_head", get_head)
+        if planned:
+            machine.submit("a", ONES)
+            machine.plan(OPENED | {"reason": "deadline"})
+        else:
+            arrive(machine, "a")
+        return found
+
+    machine.store.put_bytes(machine.keys.update("a"), b"junk")
+    etag = machine.store.etags[machine.keys.update("a")].strip('"')
+    monkeypatch.setattr(machine.store, "get_head", get_then_replace)
+    machine.collect("a", etag)
+    assert machine.store.get_json(machine.keys.rejection("a")) is None
+
+
+def test_no_rejection_is_left_of_an_update_that_was_replaced_after_a_planning_was_killed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arrival cannot tell that planning will not like its layout."""
+    machine.open(clients=["a", "b"], min_clients=1, layout={"w": {"dtype": "F32", "shape": [2]}})
+    arrive(machine, "a")
+    machine.collect("b", machine.submit("b", {"w": np.ones(3, "f4")}))
+    with monkeypatch.context() as patched:
+        patched.setattr(plan_round, "plan_to_json", None)  # the plan is made, and not written
+        with pytest.raises(TypeError):
+            machine.plan(OPENED)
+    assert machine.store.get_json(machine.keys.rejection("b")) is not None
+    arrive(machine, "b")
+    machine.plan(OPENED)
+    plan = machine.store.get_json(machine.keys.plan)
+    assert [c["client"] for c in plan["contributors"]] == ["a", "b"]
+    assert machine.store.get_json(machine.keys.rejection("b")) is None
 
 
 def test_no_round_completes_by_an_update_that_was_seen_and_deleted(

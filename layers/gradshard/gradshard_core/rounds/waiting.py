@@ -74,10 +74,11 @@ def read_waiting(store: S3Store, keys: RoundKeys) -> Waiting | None:
         return None  # spec, plan and manifest tell
 
 
-def note_rejection(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> None:
+def note_rejection(store: S3Store, keys: RoundKeys) -> None:
     """Have later arrivals look whether an earlier update of theirs was rejected.
 
-    The record is written anew if ``open_round`` has not written it yet, which then adds its token.
+    If there is no record, a token-less one without terms is written: no arrival takes it for a wait,
+    and an ``open_round`` that is still at work adds its own with the note.
 
     Raises
     ------
@@ -86,13 +87,13 @@ def note_rejection(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> None:
     """
     for _ in conditional_write_attempts(keys.callback):
         head = store.head(keys.callback)
-        record = store.get_json(keys.callback, _checked) if head else _terms(spec)
-        if record is None or record.get("has_rejections", True):
-            return
-        noted = record | {"has_rejections": True}
+        noted: dict[str, Any] = {"tokens": []}
+        if head is not None:
+            record = store.get_json(keys.callback, _checked)
+            if record is None or record.get("has_rejections", True):
+                return
+            noted = record | {"has_rejections": True}
         if store.put_json(keys.callback, noted, replaces=head.etag if head else None):
-            if head is None:
-                end_if_over(store, keys)
             return
 
 
