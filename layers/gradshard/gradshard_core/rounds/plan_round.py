@@ -67,8 +67,8 @@ def plan_round(
         return _hand_out(store, keys, opened and opened[0], previous, request, aggregator, keeper)
     context = read_context(store, keys, request, aggregator)
     if request.attempt == 0 and waits_once(context.spec):
-        # Before the plan is there: who arrives from now on looks for it. And before this call rejects
-        # updates and may be killed: who replaces one from now on looks for its rejection.
+        # Before the plan is there: who arrives from now on looks for it. And before updates are
+        # rejected: this call may be killed then, and who replaces one looks for its rejection.
         end_waiting(store, keys)
     plan = _make_plan(context, previous)
     written = plan_to_json(plan, piece_writer(store, keys))

@@ -77,8 +77,8 @@ def read_waiting(store: S3Store, keys: RoundKeys) -> Waiting | None:
 def note_rejection(store: S3Store, keys: RoundKeys) -> None:
     """Have later arrivals look whether an earlier update of theirs was rejected.
 
-    If there is no record, a token-less one without terms is written: no arrival takes it for a wait,
-    and an ``open_round`` that is still at work adds its own with the note.
+    If there is no record, one without tokens and terms is written. No arrival takes it for a wait;
+    an ``open_round`` that is still at work adds both, and the note.
 
     Raises
     ------
