@@ -133,7 +133,7 @@ def keep_token(
     StoreError
         Others wrote theirs in between, each time.
     """
-    written = _terms(spec) if spec else {}
+    written = {"spec": spec.to_json(), "has_rejections": False} if spec else {}
     tokens, replaces = [token], None
     for _ in conditional_write_attempts(keys.callback):
         if store.put_json(keys.callback, written | {"tokens": tokens}, replaces=replaces):
@@ -171,11 +171,6 @@ def resume(store: S3Store, keys: RoundKeys, reason: str, known: Sequence[str] = 
     tokens = record["tokens"] if record else []
     newest_first = dict.fromkeys(reversed([*known, *tokens]))
     return any(aws_callbacks.resume(token, reason) for token in newest_first)
-
-
-def _terms(spec: RoundSpec) -> dict[str, Any]:
-    """Return the record before ``open_round`` has a token, and before anybody was rejected."""
-    return {"tokens": [], "spec": spec.to_json(), "has_rejections": False}
 
 
 def _checked(record: Any) -> dict[str, Any]:
