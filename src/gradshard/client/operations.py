@@ -93,7 +93,7 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
     RoundNotFoundError
         There is no such round.
     RoundStateError
-        The round has ended, or is just being opened.
+        The round has ended, or is just being opened or planned.
     """
     manifest = read_manifest(stack.store, keys)
     if manifest is not None:
@@ -104,9 +104,9 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
             f"round {keys.round_id!r} has ended without a manifest ({execution.reason}); cancel "
             "it to clean up"
         )
-    # Planning deletes the callback.
+    # Planning deletes the callback, and writes the plan when all updates are read.
     if stack.store.head(keys.callback) is None and stack.store.head(keys.plan) is None:
-        raise RoundStateError(f"round {keys.round_id!r} is just being opened; try again")
+        raise RoundStateError(f"round {keys.round_id!r} is just being opened or planned; try again")
     event = {"round": keys.round_id, "deadline": True}
     return bool(stack.invoke("CollectUpdateFunctionName", event)["resumed"])
 
