@@ -107,7 +107,7 @@ class TestClosing:
         with pytest.raises(RoundStateError, match=r"without a manifest .* cancel it to clean up"):
             round_.close()
 
-    def test_of_a_round_that_is_just_opened_or_planned(self, round_: Round, store: MemoryStore) -> None:
+    def test_of_a_round_that_is_just_being_opened(self, round_: Round, store: MemoryStore) -> None:
         store.delete(round_.keys.callback)
         with pytest.raises(RoundStateError, match="just being opened or planned"):
             round_.close()
