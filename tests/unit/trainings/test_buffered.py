@@ -678,6 +678,23 @@ def test_a_good_upload_takes_the_place_of_a_rejected_one(open_training: Buffered
     assert [arrival.client for arrival in machine.training.waiting()] == ["ann"]
 
 
+def test_no_rejection_is_left_of_an_upload_that_was_replaced_while_it_was_checked(
+    open_training: BufferedMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, get_head = open_training, open_training.store.get_head
+
+    def get_then_replace(key: str, nbytes: int) -> Any:
+        found = get_head(key, nbytes)
+        monkeypatch.setattr(machine.store, "get_head", get_head)
+        machine.now += timedelta(seconds=1)
+        assert upload(machine, "ann", 1, GOOD)["status"] == "accepted"
+        return found
+
+    monkeypatch.setattr(machine.store, "get_head", get_then_replace)
+    upload(machine, "ann", 1, b"junk")
+    assert machine.inbox(1).rejection("ann") is None
+
+
 def test_a_client_that_floods_the_buffer_has_one_update_in_it(
     open_training: BufferedMachine,
 ) -> None:

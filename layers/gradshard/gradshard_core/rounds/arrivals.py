@@ -218,6 +218,18 @@ def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
     store.put_json(keys.rejection(sender_of(rejection.client)), vars(rejection))
 
 
+def reject_arrival(store: S3Store, keys: RoundKeys, rejection: Rejection) -> str:
+    """Write the reason; return the ETag, unquoted, of an update that has replaced the bad one.
+
+    It is empty if there is none. The function of a better update may have looked for a rejection
+    before this one was written, so the caller looks at that update again.
+    """
+    reject(store, keys, rejection)
+    newest = store.head(keys.update(rejection.client)) if rejection.etag else None
+    etag = newest.etag.strip('"') if newest else ""
+    return "" if etag == rejection.etag.strip('"') else etag
+
+
 def withdraw_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) -> None:
     """Take back the rejection of an upload that this one replaced."""
     rejection = store.head(keys.rejection(client))

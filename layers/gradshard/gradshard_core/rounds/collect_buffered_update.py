@@ -60,7 +60,9 @@ def collect_buffered_update(
     if reason is not None:
         update = Rejection(client, f"{keys.update(client)}: {reason}", etag)
     if isinstance(update, Rejection):
-        arrivals.reject(store, keys, update)
+        replaced_by = arrivals.reject_arrival(store, keys, update)
+        if replaced_by:
+            return collect_buffered_update(store, inbox, client, replaced_by)
         return outcome | {"status": "rejected", "reason": update.reason}
     arrivals.withdraw_rejection(store, keys, client, update.source.etag if update else etag)
     if update is not None and isinstance(update.header.layout, EncodedLayout):

@@ -116,11 +116,9 @@ def _collect(
     if isinstance(update, Rejection):
         if waiting.waits_once(spec) and not (waits and waits.has_rejections):
             waiting.note_rejection(store, keys)  # before it is there to be taken back
-        arrivals.reject(store, keys, update)
-        newest = store.head(key) if update.etag else None
-        if newest is not None and newest.etag.strip('"') != update.etag.strip('"'):
-            # The function of a better upload may have looked for a rejection before this one.
-            return collect_update(store, key, newest.etag.strip('"'), seen)
+        replaced_by = arrivals.reject_arrival(store, keys, update)
+        if replaced_by:
+            return collect_update(store, key, replaced_by, seen)
         outcome |= {"status": "rejected", "reason": update.reason}
     else:
         if waits is None or waits.has_rejections:
