@@ -143,9 +143,11 @@ def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[li
     share, stretches = load.measured_reads(shards)
     # Streams are opened together; those of the first stretch are in the time of a task.
     waiting = (requests + max(0, stretches - shards)) * speeds.REQUEST_SECONDS / shards
+    further = speeds.ROWS_CPU_SECONDS_PER_GB - speeds.CPU_SECONDS_PER_GB
     seconds = {
         fan_in: aggregator.task_seconds(
-            share * (fan_in * load.nbytes + gap_bytes) / shards, speeds.ROWS_CPU_SECONDS_PER_GB
+            share * (fan_in * load.nbytes + gap_bytes) / shards,
+            further * share * fan_in * load.nbytes / shards / 1e9,
         )
         for fan_in in load.fan_ins[0]
     }
