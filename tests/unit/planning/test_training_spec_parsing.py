@@ -54,7 +54,7 @@ def parse(**fields: Any) -> TrainingSpec:
         ({"settings": {"x": float("nan")}}, "setting 'x' is nan"),
         ({"settings": {"x": [1]}}, r"setting 'x' is \[1\]"),
         ({"settings": {"x": {"2": 1}}}, "no value for the first round"),
-        ({"settings": {"x": {"first": 1}}}, "'first' is not the number of a round"),
+        ({"settings": {"x": {"first": 1}}}, "'first' is not the number of a round: write"),
         ({"settings": {"x": {"start": 1, "decay": 2}}}, "decay one up to 1"),
         ({"settings": {f"x{n}": 1 for n in range(33)}}, "settings has 33 entries"),
         ({"stop": {"metric": "acc"}}, "give at_least or at_most, or maximize"),

@@ -137,7 +137,10 @@ def parse_codecs(stated: Any) -> tuple[str, ...]:
         raise SpecError(f"codecs is {stated!r}, not a list of names such as ['int8']")
     for name in names:
         if not isinstance(name, str) or name not in CODECS:
-            raise SpecError(f"codec {name!r} is unknown; there are {', '.join(CODECS)}")
+            raise SpecError(
+                f"codec {name!r} is unknown; there are {', '.join(CODECS)}. Give several as a "
+                'list: ["int8", "int4"]'
+            )
     return tuple(sorted(set(names)))
 
 

@@ -155,7 +155,8 @@ def read_current(store: S3Store, name: str) -> Version:
     newest = current(store, name)
     if newest is None:
         raise ModelNotFoundError(
-            f"there is no model {name!r}: put one there first (gradshard model put FILE)"
+            f"there is no model {name!r}: put one there first (gradshard model put FILE --name "
+            f"{name})"
         )
     return newest
 
