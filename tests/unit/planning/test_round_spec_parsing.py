@@ -468,7 +468,7 @@ def test_codecs_are_names_that_are_known() -> None:
     assert parse_spec({"clients": 2, "codecs": ["topk", "int8", "int8"]}).codecs == ("int8", "topk")
     with pytest.raises(
         SpecError,
-        match=r"'zip' is unknown; there are int8, fp8, int4, topk\. Give several as a list",
+        match=r"codec 'zip' is unknown; there are int8, fp8, int4, topk\. Give several as a list",
     ):
         parse_spec({"clients": 2, "codecs": ["int8", "zip"]})
     with pytest.raises(SpecError, match="codec \\[\\] is unknown"):
