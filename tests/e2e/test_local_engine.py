@@ -172,7 +172,7 @@ def test_binding_a_running_engine_to_another_address_is_an_error(engine: Engine)
 
 
 def test_the_aggregator_stays_when_it_knows_the_keeper_already(engine: Engine) -> None:
-    bucket = engine_application._bucket_of(engine, engine_application.KEEPER_STACK)
+    bucket = engine_application._bucket_of(engine, KEEPER_STACK)
     engine_application._update(engine, KeeperBucket=bucket)
 
 
