@@ -16,6 +16,7 @@ from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.submission import (
     check_expected,
     check_partial,
+    check_whole,
     differs,
     is_counted,
     known_layout,
@@ -553,6 +554,8 @@ class Round(RoundAccess):
         if partial:
             check_partial(spec, self.id)
         layout = known_layout(self.store, spec, record)
+        if not partial:
+            check_whole(spec, layout, content, self.id)
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
         check_taken(fitted.layout, (spec.codecs or ()))
         if mask is not None:
