@@ -21,7 +21,7 @@ from gradshard_core.records.notice import seen_by
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import Invitation, TrainingState
-from gradshard_core.rounds import arrivals
+from gradshard_core.rounds import admission, arrivals
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.trainings.sampling import draw_in_secret
@@ -82,7 +82,7 @@ def send_bad(machine: Machine, invitation: Invitation, clients: list[str]) -> No
     bad = {name: np.full_like(tensor, np.nan) for name, tensor in MODEL.items()}
     for client in {*clients} & {*invitation.clients}:
         key = RoundKeys(invitation.round_id).update(client)
-        machine.store.put_bytes(key, reference.encode(bad, {"gradshard_samples": "3"}))
+        machine.store.put_bytes(key, reference.encode(bad, {"num_samples": "3"}))
 
 
 def check_release(machine: Machine, round_id: str, key: bytes, senders: list[str]) -> None:
@@ -162,6 +162,7 @@ def test_a_round_to_which_nobody_sends_a_good_update_releases_noise_alone(
         assert (found["status"], found["contributors"]) == ("completed", [])
         assert found["privacy"]["clients"] == 0
         assert (len(found["rejected"]) > 0) == (how == "bad")
+        assert all("NaN" in rejection["reason"] for rejection in found["rejected"])
         record = machine.store.get_json(machine.keys.record(name))
         assert (record["contributors"], record["metrics"]) == ([], {})
         poller = StatusPoller(machine.stack, RoundKeys(name))
@@ -204,6 +205,36 @@ def test_a_round_never_ends_before_its_deadline(machine: Machine) -> None:
     machine.patch.setattr(machine, "_aggregate", look)
     machine.start(**options())
     assert looks == [False] * 8
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_nobody_is_left_out_because_of_who_else_came(
+    machine: Machine,
+    keys: dict[str, bytes],
+    invited: dict[str, tuple[str, ...]],
+    many: bool,
+) -> None:
+    # Two updates with their tensors in another order are more than tasks have memory for.
+    machine.patch.setattr(admission, "MAX_RUNS", 1)
+    note, others = machine.before_round, CLIENTS[:12] if many else CLIENTS[:1]
+    machine.skipped = {*CLIENTS[:12]}
+
+    def send(invitation: Invitation) -> None:
+        note(invitation)
+        for client in {*others} & {*invitation.clients}:
+            body = reference.encode(MODEL, {"num_samples": "3"}, order=[*MODEL][::-1])
+            machine.store.put_bytes(RoundKeys(invitation.round_id).update(client), body)
+
+    machine.before_round = send
+    state = machine.start(**options(rounds=1))
+    if many:
+        assert (state.status, state.completed) == ("paused", 0)
+        assert "tensors stand in other orders than the round's, in" in str(state.cause)
+        assert not keys
+        assert len({*invited.values()}) == 1
+    else:
+        came = {*invited["t-00001"]} - machine.skipped | {*invited["t-00001"]} & {*others}
+        check_release(machine, "t-00001", keys["t-00001"], sorted(came))
 
 
 def fail_at(machine: Machine, failing: set[str], *, is_planned: bool) -> None:
