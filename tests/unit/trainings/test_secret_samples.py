@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.operations import close_round
 from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard.client.status import StatusPoller
 from gradshard.report.facts import facts_of
 from gradshard.report.verdict import outcome
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
-from gradshard_core.errors import PlanError, SpecError
+from gradshard_core.errors import PlanError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
@@ -200,6 +201,8 @@ def test_a_round_never_ends_before_its_deadline(machine: Machine) -> None:
         assert tuple(arrived) == found[0].clients
         looks.append(arrivals.resume_if_due(machine.store, RoundKeys(name), found[0]))
         looks.append(arrivals.resume_if_due(machine.store, RoundKeys(name), found[0], arrived[-1]))
+        with pytest.raises(RoundStateError, match="lasts for its timeout, whoever has answered"):
+            close_round(machine.stack, RoundKeys(name))
         aggregate(name)
 
     machine.patch.setattr(machine, "_aggregate", look)
@@ -359,6 +362,7 @@ def test_a_training_waits_for_members_and_pauses_when_they_are_too_many(machine:
         ({"clients": CLIENTS[:19]}, "20 clients are needed .* raise probability"),
         ({"round": ROUND | {"topology": "shards"}, "clients": None}, "divisor"),
         ({"clients": None, "secret_sample": {"probability": 1e-3, "divisor": 2}}, "larger"),
+        ({"clients": None, "secret_sample": {"probability": 1e-310, "divisor": 2}}, "between 0"),
     ],
 )
 def test_what_secret_draws_do_not_go_with_is_refused(changed: Any, message: str) -> None:

@@ -42,6 +42,9 @@ NOBODY_BITS: Final = 44
 """-log₂ of the largest probability of drawing nobody beside a client. A draw of nobody is repeated,
 since a round has clients: this adds as little to δ as the noise's own rounding does."""
 
+LEAST_PROBABILITY: Final = 2.0**-64
+"""That of one outcome of the random bits of a client."""
+
 MAX_DIVISOR: Final = 100_000
 
 
@@ -120,7 +123,7 @@ def parse_secret_draw(stated: Any) -> SecretDraw:
 
 
 def _checked(probability: Any, divisor: Any, whose: str) -> SecretSample:
-    if not isinstance(probability, float) or not 0 < probability < 1:
+    if not isinstance(probability, float) or not LEAST_PROBABILITY <= probability < 1:
         raise SpecError(f"{whose}: probability is {probability!r}, not a number between 0 and 1")
     if type(divisor) is not int or not 2 <= divisor <= MAX_DIVISOR:
         raise SpecError(
