@@ -352,6 +352,7 @@ def test_a_training_waits_for_members_and_pauses_when_they_are_too_many(machine:
         ({"round": ROUND | {"dp": None}}, "is for private rounds: give dp"),
         ({"round": ROUND | {"dp": DP | {"quantile": 0.5}}}, "leave out quantile"),
         ({"round": ROUND | {"min_clients": 5}}, "leave out min_clients"),
+        ({"round": ROUND | {"time_budget": 60}}, "leave out time_budget"),
         ({"noise_tree": 2}, "noise_tree"),
         ({"sample": 0.5}, "leave out sample"),
         ({"sample": 5}, "leave out sample"),
