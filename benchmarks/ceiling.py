@@ -162,7 +162,7 @@ def _function(server: Engine, build: Path, planned: Planned, case: Case) -> Json
             is_right = written == planned.parts
         else:
             measured = ExactSum(case.clients)
-            measured.add_json(store.get_json(keys.task_report(0, 0))["products"])
+            measured.add_json(store.get_json(keys.task_report(0, 0))["products"]["0"])
             longest = planned.products.max()
             is_right = np.allclose(measured.rounded(), planned.products, atol=1e-6 * longest)
         if not is_right:

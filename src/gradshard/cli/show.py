@@ -1,5 +1,6 @@
 """``gradshard show``: show the status of a round."""
 
+import itertools
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -72,7 +73,7 @@ def render(status: dict[str, Any]) -> Iterable[RenderableType]:
         unstated = "masked" if status["manifest"].get("masked") else "by rule"
         yield _contributors(contributors, "by layer" if layers else unstated)
         if layers:
-            yield _layers(layers)
+            yield _layers(layers, status["manifest"].get("measuring", {}))
     elif status["arrived"]:
         yield _arrived(status["arrived"])
     if status.get("decision"):
@@ -146,7 +147,11 @@ def _outcome(manifest: dict[str, Any]) -> Iterable[tuple[str, str]]:
 def _measured(measuring: dict[str, Any], left_out: list[str]) -> str:
     counts = ", ".join(
         f"{len(clients)} {word}"
-        for clients, word in ((left_out, "left out"), (measuring["clipped"] or [], "clipped"))
+        for clients, word in (
+            (left_out, "left out"),
+            (_left_out_of_some(measuring) - set(left_out), "left out of some layers"),
+            (measuring["clipped"] or [], "clipped"),
+        )
         if clients
     )
     tasks = pluralize(measuring["totals"]["tasks"], "task")
@@ -155,6 +160,11 @@ def _measured(measuring: dict[str, Any], left_out: list[str]) -> str:
     if sample := measuring.get("sample"):
         said += f"; {sample_in_words(sample)}"
     return said
+
+
+def _left_out_of_some(measuring: dict[str, Any]) -> set[str]:
+    """Return the clients that a rule left out of any layer."""
+    return set(itertools.chain.from_iterable(measuring.get("left_out_by_layer", {}).values()))
 
 
 def _applied(model: dict[str, Any], tensors: int) -> str:
@@ -204,27 +214,33 @@ def _contributors(contributors: list[dict[str, Any]], without: str) -> Table:
 def _decision(decision: dict[str, Any]) -> Table:
     """Return what a robust rule measured of each update, and what it made of it."""
     table = Table(decision["rule"]["name"])
-    has_scores = decision["score"] != "norm"  # those of rules that clip are the norms
-    for title in ("norm", *([decision["score"]] if has_scores else []), "weight", "update"):
+    # Scores of rules that clip are the norms. A rule that decides layer by layer has many scores.
+    is_by_layer = any("layers" in entry for entry in decision["clients"])
+    has_scores = decision["score"] != "norm" and not is_by_layer
+    titles = (decision["score"] if has_scores else "", "" if is_by_layer else "weight")
+    for title in ("norm", *filter(None, titles), "update"):
         table.add_column(title, justify="right")
     for entry in decision["clients"]:
         table.add_row(
             cell(entry["client"]),
             cell(f"{entry['norm']:.4g}"),
             *([cell(f"{entry['score']:.4g}")] if has_scores else []),
-            cell(f"{entry['weight']:.4f}"),
+            *([] if is_by_layer else [cell(f"{entry['weight']:.4f}")]),
             cell(verdict_on(entry)),
         )
     return table
 
 
-def _layers(layers: list[dict[str, Any]]) -> Table:
+def _layers(layers: list[dict[str, Any]], measuring: dict[str, Any]) -> Table:
+    left_out = measuring.get("left_out_by_layer")
     table = Table("layer")
-    for title in ("covered by", "p"):
+    for title in ("covered by", "p" if left_out is None else "left out"):
         table.add_column(title, justify="right")
     for layer in layers:
-        p = "" if layer["p"] is None else f"{layer['p']:.4g}"
-        table.add_row(cell(layer["name"]), cell(len(layer["weights"])), cell(p))
+        last: object = "" if layer["p"] is None else f"{layer['p']:.4g}"
+        if left_out is not None:
+            last = len(left_out.get(layer["name"], []))
+        table.add_row(cell(layer["name"]), cell(len(layer["weights"])), cell(last))
     return table
 
 

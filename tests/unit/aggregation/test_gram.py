@@ -1,7 +1,9 @@
 """Inner products are those of their definition, and depend on the updates alone."""
 
 import itertools
+import json
 import math
+import tracemalloc
 from collections.abc import Sequence
 from fractions import Fraction
 
@@ -11,10 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import gram, kernel, sharding
-from gradshard_core.aggregation.gram import ExactSum, Measuring, chunk_ranges, cut_chunks
+from gradshard_core.aggregation.gram import (
+    ExactSum,
+    Measuring,
+    chunk_ranges,
+    count_matrices,
+    cut_chunks,
+)
 from gradshard_core.aggregation.kernel import NonFiniteSumError, Source, Zone, aggregate
 from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.layout import Layout, Span
+from gradshard_core.planning import memory_projection
 from tests import reference
 from tests.blas import blas_threads
 from tests.unit.aggregation.test_kernel import TENSOR, MemorySource, random_updates
@@ -201,3 +210,23 @@ def test_norms_alone_are_the_diagonal(shards: int) -> None:
     updates, _ = random_updates([("F32", (40_000,)), ("BF16", (9,)), ("F64", (500,))], 7, 11)
     norms = np.diag(measure(updates))
     assert measure(updates, shards, pairs=False) == [norms.tolist()]
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("F32", 9), ("F64", 34)])
+def test_exact_sums_and_their_json_take_no_more_than_is_projected(dtype: str, most: int) -> None:
+    """Also if an attacker's chunks have every exponent that can be measured."""
+    inputs, limits = 24, gram.LIMITS[f"float{dtype[1:]}"]
+    rng = np.random.default_rng(0)
+    last = math.frexp(limits.bound)[1] - 1
+    tracemalloc.start()
+    total = ExactSum(inputs)
+    for exponent in range(limits.least_exponent, last + 1, 4):
+        rows = np.ldexp(rng.integers(-(2**17), 2**17, (inputs, 20)).astype(float), exponent - 18)
+        total.add(rows @ rows.T)
+    assert json.dumps(total.to_json()).encode()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most - 1 <= len(total.components) <= most
+    matrices = count_matrices([Span(dtype, 0, 8)], 1)
+    assert peak <= memory_projection.PAIR_BYTES * matrices * inputs**2
+    assert peak >= 0.5 * memory_projection.PAIR_BYTES * matrices * inputs**2

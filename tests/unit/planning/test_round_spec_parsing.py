@@ -369,7 +369,7 @@ def test_update_keys() -> None:
         ),
         (
             {"rule": {"name": "geometric_median", "beta": 0.1}},
-            "rule geometric_median has no 'beta'; it has no settings",
+            "rule geometric_median has no 'beta'; its settings are layer_quorum",
         ),
         ({"rule": {"name": "trimmed_mean", "f": 1}}, "has no 'f'; its settings are beta"),
         ({"rule": {"name": "trimmed_mean", "beta": 0.5}}, "beta is 0.5, not a number above 0 and"),

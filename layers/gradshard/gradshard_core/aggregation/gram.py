@@ -9,12 +9,14 @@ every processor. The sums of chunks are added up exactly, too, as unevaluated su
 therefore depends on the updates alone: not on M, retries, arrival order or processor. It is that of
 the rounded updates; rounding errors of single elements cancel out in norms and distances.
 
-A layer that a partial update lacks is no change of the model: its elements are zero. Of partial
-updates, chunks are cut where layers begin and end.
+Of partial updates, chunks are cut where layers begin and end. A layer that an update lacks is no
+change of the model: its elements are zero. Rules that compare pairs look at those alone that have a
+layer, so each layer has a Gram matrix of its own.
 """
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, NamedTuple
 
@@ -41,6 +43,9 @@ MOST_ELEMENTS: Final = ROW_BYTES // 2 + MAX_ELEMENT_BYTES
 BITS: Final = 18
 """Bits of an element's magnitude. A sum of as many products as a chunk has elements takes at most
 2 · 18 + 16 = 52 bits, which float64 holds."""
+
+WHOLE: Final = 0
+"""The number of the one Gram matrix of updates that are not measured layer by layer."""
 
 NOTHING: Final = memoryview(b"")
 
@@ -115,6 +120,15 @@ def chunk_start(spans: Sequence[Span], nbytes: int, chunk: int) -> int:
     return nbytes if chunk * ROW_BYTES >= nbytes else aligned(spans, chunk * ROW_BYTES)
 
 
+def count_matrices(spans: Sequence[Span], layers: int) -> int:
+    """Return the number of Gram matrices by their memory, of which one of F64 counts as four.
+
+    Its products have four times as many exponents (:data:`LIMITS`), so an exact sum of them may
+    have four times as many components.
+    """
+    return layers * (4 if any(span.dtype == "F64" for span in spans) else 1)
+
+
 class ExactSum:
     """The sum of float64 matrices, or of their diagonals, without any rounding.
 
@@ -147,6 +161,10 @@ class ExactSum:
             if not rest.any():
                 return
         self.components.append(rest.copy())
+
+    def of_same_size(self) -> "ExactSum":
+        """Return an empty sum of the same size."""
+        return ExactSum(self._size, pairs=self._pairs)
 
     def add_sum(self, other: "ExactSum") -> None:
         """Add another sum of the same size."""
@@ -209,21 +227,48 @@ class Measuring:
         and end.
     pairs
         Whether products of different updates are needed; otherwise only norms are measured.
+    layers
+        The byte ranges of each layer, if each has a Gram matrix of its own; otherwise none. Blocks
+        must not reach over them.
 
     Attributes
     ----------
-    products
-        The inner products of what was read so far.
+    sums
+        The inner products of what was read so far, by the number of the layer.
     """
 
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
 
-    def __init__(self, inputs: int, buffers: Stretches = (), *, pairs: bool = True) -> None:
-        self.products = ExactSum(inputs, pairs=pairs)
-        self._buffers, self._pairs = buffers, pairs
+    def __init__(
+        self,
+        inputs: int,
+        buffers: Stretches = (),
+        *,
+        pairs: bool = True,
+        layers: Sequence[Stretches] = (),
+    ) -> None:
+        self.sums: dict[int, ExactSum] = {}
+        self._inputs, self._buffers, self._pairs = inputs, buffers, pairs
+        self._layer_starts = sorted(
+            (start, number) for number, ranges in enumerate(layers) for start, _ in ranges
+        )
         # Pages that are never touched take no memory.
         self._rounded = np.empty((inputs, MOST_ELEMENTS))
+
+    @property
+    def products(self) -> ExactSum:
+        """The inner products of what was read so far, if layers are not measured one by one."""
+        return self._sum_at(0)
+
+    def _sum_at(self, position: int) -> ExactSum:
+        """Return the products of the layer that has a byte of the layout."""
+        number = WHOLE
+        if self._layer_starts:
+            number = self._layer_starts[bisect_right(self._layer_starts, (position, math.inf)) - 1][
+                1
+            ]
+        return self.sums.setdefault(number, ExactSum(self._inputs, pairs=self._pairs))
 
     def rows(self, inputs: int) -> int:
         """Return the number of inputs, since all are held at once."""
@@ -245,7 +290,7 @@ class Measuring:
         if piece.dtype.is_integer:
             return NOTHING
         limits = LIMITS[piece.dtype.accumulator.name]
-        is_measured = not is_in(self._buffers, position)
+        products = None if is_in(self._buffers, position) else self._sum_at(position)
         for first, stop in _chunks_of(piece, position):
             rounded = self._rounded[:, : stop - first]
             # Row by row, since a row fits the processor's cache and all of them do not.
@@ -255,21 +300,14 @@ class Measuring:
                 top = max(float(np.maximum.reduce(row)), -float(np.minimum.reduce(row)))
                 if not top < limits.bound:
                     check_finite(piece, row, position + first * piece.dtype.size, limits.bound)
-                if is_measured:
+                if products is not None:
                     magic = row.dtype.type(limits.magic(top))
                     np.add(row, magic, out=row)
                     np.subtract(row, magic, out=row)
                     np.copyto(target, row)
-            if is_measured:
-                self._add(rounded)
+            if products is not None:
+                products.add(rounded @ rounded.T if self._pairs else np.vecdot(rounded, rounded))
         return NOTHING
-
-    def _add(self, rounded: Matrix) -> None:
-        """Add the products of the rounded elements of a chunk."""
-        if self._pairs:
-            self.products.add(rounded @ rounded.T)
-        else:
-            self.products.add(np.vecdot(rounded, rounded))
 
 
 def _chunks_of(piece: Piece, position: int) -> Iterator[tuple[int, int]]:

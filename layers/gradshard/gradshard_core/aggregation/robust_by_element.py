@@ -15,8 +15,8 @@ input counts alike, whatever its number of samples.
 ``sign``          1, 0 or -1: the sign of the sum of all signs
 ================  =================================================================================
 
-Of partial updates, N is the number of those that have the element's layer. The layer is zero if
-these inputs have the weight zero, or if there are none.
+Of partial updates, N is the number of those that have the element's layer and count there: whose
+weight is not zero. The layer is zero if there are none.
 
 Operations are in the accumulator's type, each rounded once, and a zero is positive. The result is
 rounded to the element's type as a sum is.
@@ -69,8 +69,8 @@ class _WholeColumns:
 
     of_sums: ClassVar[bool] = False
     accumulator: ClassVar[None] = None
-    # Of the block that was taken last: how many inputs have it, and whether they count.
-    _there, _counts = 0, False
+    # Of the inputs that have the block that was taken last: whether they count.
+    _counts: Sequence[bool] = ()
 
     def rows(self, inputs: int) -> int:
         """Return the number of inputs, since all are held at once."""
@@ -84,14 +84,14 @@ class _WholeColumns:
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block
     ) -> None:
         """Read a block of every input that covers it; they count alike, or not at all."""
-        there = _covering(sources, weights)
-        self._there, self._counts = len(there), any(weights)
-        take_rows(there, block)
+        self._counts = [weight != 0 for weight in weights if weight is not None]
+        take_rows(_covering(sources, weights), block)
 
     def finish(self, piece: Piece, position: int) -> memoryview:
         """Return the bytes of a piece of the result."""
-        rows = _comparable(piece, piece.rows[: self._there], position)
-        if not self._counts:
+        there = _comparable(piece, piece.rows[: len(self._counts)], position)
+        rows = list(itertools.compress(there, self._counts))
+        if not rows:
             piece.scratch.fill(0)
             return arithmetic.finish(piece.dtype, piece.scratch, piece.rows[0])
         addends, count = self._chosen(rows, piece.scratch)

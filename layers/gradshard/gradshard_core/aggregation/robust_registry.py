@@ -59,8 +59,6 @@ class _Rule(NamedTuple):
         Whether it needs products of different updates; otherwise only norms are measured.
     counts_samples
         Whether an update counts by its client's number of samples.
-    whole
-        Why it takes no partial updates; empty if it does.
     """
 
     settings: Mapping[str, _Setting]
@@ -71,7 +69,6 @@ class _Rule(NamedTuple):
     is_of_changes: bool = False
     pairs: bool = True
     counts_samples: bool = False
-    whole: str = ""
 
 
 def _one(_settings: Settings) -> int:
@@ -141,15 +138,6 @@ _CLIP: Final = {"bound": _BOUND, "quantile": _QUANTILE}
 _LEAST: Final = _Setting(0.0, lambda cosine: -1 <= cosine < 1, "a number from -1 and under 1")
 _LAYER_QUORUM: Final = _Setting(None, _is_count, "a whole number from 3")
 _BY_LAYER: Final = {LAYER_QUORUM: _LAYER_QUORUM}
-_DISTANCES: Final = (
-    "it goes by distances, and between updates that lack different layers these are of different "
-    "elements: the shorter an update, the better it would look"
-)
-_DIRECTIONS: Final = "an update points elsewhere if it lacks a layer, so honest ones are left out"
-_CENTER: Final = (
-    "it moves all layers toward one center, and a layer that is missing would count as no change, "
-    "which draws the center to where clients have stopped"
-)
 _ITERATIONS: Final = _Setting(
     3, lambda n: _is_count(n) and n <= 100, "a whole number from 1 to 100"
 )
@@ -167,48 +155,39 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
         pairs=False,
         counts_samples=True,
     ),
-    "krum": _Rule({"f": _F}, _krum_least, robust_by_weight.krum, score=_KRUM, whole=_DISTANCES),
+    "krum": _Rule({"f": _F, **_BY_LAYER}, _krum_least, robust_by_weight.krum, score=_KRUM),
     "multi_krum": _Rule(
-        {"f": _F, "m": _M},
+        {"f": _F, "m": _M, **_BY_LAYER},
         _multi_krum_least,
         robust_by_weight.multi_krum,
         score=_KRUM,
         counts_samples=True,
-        whole=_DISTANCES,
     ),
     "bulyan": _Rule(
-        {"f": _F},
-        _bulyan_least,
-        robust_by_weight.bulyan,
-        _around_median,
-        score=_KRUM,
-        whole=_DISTANCES,
+        {"f": _F, **_BY_LAYER}, _bulyan_least, robust_by_weight.bulyan, _around_median, score=_KRUM
     ),
     "geometric_median": _Rule(
-        {},
+        _BY_LAYER,
         _three,
         robust_by_weight.geometric_median,
         score="distance from the geometric median",
         counts_samples=True,
-        whole=_CENTER,
     ),
     "cosine_filter": _Rule(
-        {"least": _LEAST},
+        {"least": _LEAST, **_BY_LAYER},
         _three,
         robust_by_weight.cosine_filter,
         score="cosine with the geometric median",
         is_of_changes=True,
         counts_samples=True,
-        whole=_DIRECTIONS,
     ),
     "centered_clip": _Rule(
-        {**_CLIP, "iterations": _ITERATIONS},
+        {**_CLIP, "iterations": _ITERATIONS, **_BY_LAYER},
         _one,
         robust_by_weight.centered_clip,
         score="distance from the center",
         is_of_changes=True,
         counts_samples=True,
-        whole=_CENTER,
     ),
 }
 """The rules by name."""
@@ -261,9 +240,9 @@ class RobustRule:
         return None if quorum is None else int(quorum)
 
     @property
-    def whole(self) -> str:
-        """Why the rule takes no partial updates; empty if it does."""
-        return ROBUST_RULES[self.name].whole
+    def decides_by_layer(self) -> bool:
+        """Whether it compares partial updates, which it does in each layer by itself."""
+        return self.measures and self.pairs and self.layer_quorum is not None
 
     @property
     def score(self) -> str:
@@ -334,8 +313,8 @@ class RobustRule:
         least = max(self._least, _three(self.settings))
         if self.layer_quorum is not None and not least <= self.layer_quorum <= expected:
             raise SpecError(
-                f"rule {self._stated}: layer_quorum is not from {least}, the fewest updates that "
-                f"hold a bad one, to the {expected} that are expected"
+                f"rule {self._stated}: layer_quorum is not from {least} to {expected}: of fewer "
+                f"updates the rule tolerates no bad one, and {expected} are expected"
             )
 
     @property
@@ -366,11 +345,8 @@ def parse_robust_rule(fields: Mapping[str, Any]) -> RobustRule:
     name = stated.pop("name")
     known = ROBUST_RULES[name].settings
     unknown = sorted(stated.keys() - known.keys())
-    if LAYER_QUORUM in unknown:
-        raise SpecError(f"rule {name} takes whole updates only: {ROBUST_RULES[name].whole}")
     if unknown:
-        have = f"its settings are {', '.join(known)}" if known else "it has no settings"
-        raise SpecError(f"rule {name} has no {unknown[0]!r}; {have}")
+        raise SpecError(f"rule {name} has no {unknown[0]!r}; its settings are {', '.join(known)}")
     settings: dict[str, float] = {}
     for key, setting in known.items():
         value = setting.default if stated.get(key) is None else stated[key]

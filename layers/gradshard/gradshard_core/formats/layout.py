@@ -107,6 +107,10 @@ class Runs:
                 return
             yield run, max(run.start, start), min(run.end, end)
 
+    def has(self, position: int) -> bool:
+        """Return whether the object has a byte of the layout."""
+        return any(True for _ in self.clip(position, position + 1))
+
     def ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the byte ranges of the object that hold the layout's [start, end)."""
         for run, low, high in self.clip(start, end):

@@ -59,8 +59,12 @@ UNIT_FACTOR: Final = 3
 """The memory of a unit of entries, with its indices in 64 bits, divided by its stored size."""
 
 PAIR_BYTES: Final = 512
-"""Bytes for each pair of measured inputs: exact sums of products in at most eight matrices with
-their temporaries, their JSON, and what BLAS keeps."""
+"""Bytes for each pair of measured inputs: exact sums of products in at most nine matrices with
+their temporaries, their JSON, and what BLAS keeps
+(:func:`gradshard_core.aggregation.gram.count_matrices`)."""
+
+DECIDED_BYTES: Final = 640
+"""Bytes of the decision for an update in a layer, which each task of the second pass reads."""
 
 NOISE_BYTES: Final = 10 * MIB
 """The table of the noise with what it is made of, and a block of noise (measured: 7.8 MiB)."""
@@ -70,7 +74,9 @@ STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 float64."""
 
 
-def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int = 0) -> int:
+def plan_bytes(
+    contributors: int, *, layers: int = 0, spans: int = 0, runs: int = 0, headers: int = 0
+) -> int:
     """Return the size of a plan's JSON, as it counts for a task's memory.
 
     A task holds at most two pieces of the contributors: the one that it has read last, and the one
@@ -86,11 +92,13 @@ def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int 
         The number of the layout's spans.
     runs
         The number of runs beyond the first of each contributor.
+    headers
+        The bytes of the headers that it holds.
     """
     held = min(contributors, 2 * PIECE)
     each = PLAN_BYTES_PER_PLACE + PLAN_BYTES_PER_WEIGHT * layers
     total = PLAN_BYTES_PER_CLIENT * held + each * contributors
-    return total + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs
+    return total + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs + headers
 
 
 def project_memory(
@@ -103,6 +111,7 @@ def project_memory(
     held_widening: float | None = None,
     is_compressed: bool = False,
     measures: bool = False,
+    matrices: int = 1,
     is_private: bool = False,
     unit_bytes: int = 0,
 ) -> float:
@@ -116,7 +125,7 @@ def project_memory(
       elements. A partial sum that is read is as wide as its accumulator. A robust rule has a block
       of every input instead, whose elements are at most ``held_widening`` times as wide. A task
       that measures has several of them, one more that is twice as wide, and matrices of pairs of
-      inputs.
+      inputs: one, or one for each layer of partial updates.
       The sum of a private round has accumulators of eight bytes, and the table of its noise;
     - *streams*: a connection per input with its receive buffer, for which the kernel takes twice
       what is asked for (socket(7));
@@ -137,7 +146,8 @@ def project_memory(
         rows = chunks_at_once(inputs) + 2 if measures else 1
         wide = math.ceil(rows * held_widening * inputs * ROW_BYTES)
         arithmetic = wide + WIDENING * 2 * SLICE_BYTES
-        arithmetic += PAIR_BYTES * inputs**2 if measures else 0
+        if measures:
+            arithmetic += matrices * (PAIR_BYTES * inputs**2 + DECIDED_BYTES * inputs)
     if is_private:
         arithmetic = max(arithmetic, WIDENING * (block + 2 * SLICE_BYTES)) + NOISE_BYTES
     streams = (inputs + 1) * STREAM_BYTES
@@ -165,6 +175,7 @@ def needed_memory(load: Workload) -> float:
         held_widening=load.widening if load.holds_all or load.measures else None,
         is_compressed=load.stored_bytes is not None,
         measures=load.measures,
+        matrices=load.matrices,
         is_private=load.noises > 0,
         unit_bytes=load.unit_bytes,
     )

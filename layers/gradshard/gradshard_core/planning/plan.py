@@ -207,11 +207,15 @@ class Plan:
         if is_plain or (layer is not None and not any(zone.weights)):
             yield zone
             return
-        of = self._share_in(layer)
-        plain = [
-            None if weight is None else of(contributor)
-            for contributor, weight in zip(contributors, zone.weights, strict=True)
-        ]
+        if self.decides_by_layer:  # in one group
+            total = math.fsum(weight for weight in zone.weights if weight is not None)
+            plain = [None if weight is None else weight / total for weight in zone.weights]
+        else:
+            of = self._share_in(layer)
+            plain = [
+                None if weight is None else of(contributor)
+                for contributor, weight in zip(contributors, zone.weights, strict=True)
+            ]
         if plain == list(zone.weights):
             yield zone
             return
@@ -342,7 +346,8 @@ class Plan:
         """
         computation = self.computation
         if computation.measures:
-            return Measuring(inputs, self.layout.buffers, pairs=self.pairs)
+            layers = [layer.ranges for layer in self.layout.layers] if self.decides_by_layer else ()
+            return Measuring(inputs, self.layout.buffers, pairs=self.pairs, layers=layers)
         if computation.robust is not None and computation.robust.is_elementwise:
             return computation.robust.reduction(is_disordered=is_disordered)
         is_last = self.is_last(level)
@@ -371,6 +376,11 @@ class Plan:
         """Whether the plan measures products of different updates; otherwise only norms."""
         decider = self.computation.dp or self.computation.robust
         return decider is None or decider.pairs
+
+    @property
+    def decides_by_layer(self) -> bool:
+        """Whether a rule compares partial updates, which it does in each layer by itself."""
+        return self.computation.robust is not None and self.computation.robust.decides_by_layer
 
     def sums_bytes(self, start: int, end: int) -> int:
         """Return the size of a partial sum of [start, end) of the layout."""

@@ -120,6 +120,10 @@ class LayerRanges(NamedTuple):
     name: str
     ranges: tuple[tuple[int, int], ...]
 
+    def is_in(self, runs: Runs) -> bool:
+        """Return whether an object has the layer, of which it has all or nothing."""
+        return all(runs.has(start) for start, _ in self.ranges)
+
 
 class PlannedLayerWeights(NamedTuple):
     """The weights of a layer of partial updates.

@@ -1,10 +1,13 @@
 """Parse the options of a round, and check which of them go with which others."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
+from gradshard_core.aggregation.gram import count_matrices
+from gradshard_core.aggregation.model_buffers import Stretches, is_in
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS
 from gradshard_core.aggregation.robust_registry import LAYER_QUORUM, ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
@@ -13,6 +16,7 @@ from gradshard_core.aggregation.server_optimizers import (
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
+from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.formats.list_pieces import Get, StoredList
 from gradshard_core.planning.masking import (
     check_masked,
@@ -26,6 +30,10 @@ from gradshard_core.planning.option_parsers import (
 )
 from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.stragglers.layers import layers_of
+
+MAX_LAYER_PRODUCTS: Final = 2**18
+"""Products of all pairs in all layers, one of F64 counted four times. ``plan_round`` and
+``finalize_round`` hold them all: sums of them that attackers make long take 100 MB."""
 
 
 def parse_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSpec:
@@ -88,8 +96,8 @@ def parse_new_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSp
     spec = parse_spec(fields, get)
     if isinstance(spec.clients, StoredList):
         check_stored_clients(spec.clients)
-    if spec.undecided is not None:
-        raise SpecError(spec.undecided)
+    if spec.why_layout_is_needed is not None:
+        raise SpecError(spec.why_layout_is_needed)
     return spec
 
 
@@ -117,10 +125,7 @@ def _check_rule(spec: RoundSpec) -> None:
         if spec.layers is not None:
             why = "give a rule, too"
             if spec.robust_rule is not None:
-                named, reason = f"rule {spec.robust_rule.name}", spec.robust_rule.whole
-                why = f"{named} takes whole ones, since {reason}"
-                if not reason:
-                    why = f"{named} takes whole ones unless it has a layer_quorum"
+                why = f"rule {spec.robust_rule.name} takes whole ones unless it has a layer_quorum"
             raise SpecError(f"layers is for rounds of partial updates: {why}")
         return
     if spec.partial_rule is not None and spec.weights != SHARES:
@@ -130,6 +135,8 @@ def _check_rule(spec: RoundSpec) -> None:
         )
     if spec.layers is not None and spec.layout is not None:
         layers_of(spec.layout, spec.layers)
+    if spec.layout is not None:
+        check_compared(spec, spec.layout, ())
 
 
 def _check_apply(spec: RoundSpec) -> None:
@@ -341,3 +348,45 @@ def _parse_min_clients(stated: Any, expected: int, least: int) -> int:
             f"at least {least}, or leave it out"
         )
     return min_clients
+
+
+def check_compared(spec: RoundSpec, layout: Layout, averaged: Stretches) -> None:
+    """Check that partial updates can be compared layer by layer.
+
+    Parameters
+    ----------
+    spec
+        The spec.
+    layout
+        That of the round.
+    averaged
+        The stretches of the layout that are buffers.
+
+    Raises
+    ------
+    SpecError
+        A layer has no element that is measured, or there are too many products.
+    """
+    rule = spec.robust_rule
+    if rule is None or not spec.compares_layers:
+        return
+    tensors = {t.name: t for t in layout.tensors if t.start < t.end}
+    layers = layers_of(layout, spec.layers)
+    for layer in layers:
+        there = [tensors[name] for name in layer.tensors if name in tensors]
+        if there and all(DTYPES[t.dtype].is_integer or is_in(averaged, t.start) for t in there):
+            raise SpecError(
+                f"rule {rule.name} compares updates layer by layer, and layer "
+                f"{shorten(layer.name)!r} has integers and buffers alone, which are not measured: "
+                "put its tensors into another layer (layers, or --layers)"
+            )
+    per_layer = count_matrices(layout.spans, 1)
+    products = len(layers) * per_layer * spec.expected**2
+    if products > MAX_LAYER_PRODUCTS:
+        most = MAX_LAYER_PRODUCTS // (per_layer * spec.expected**2)
+        raise SpecError(
+            f"rule {rule.name} compares {spec.expected} clients in each of {len(layers)} layers, "
+            f"whose products take the memory of {products}, over the {MAX_LAYER_PRODUCTS} of a "
+            f"round: make at most {most} layers of the tensors (layers, or --layers), or expect "
+            f"at most {math.isqrt(MAX_LAYER_PRODUCTS // (per_layer * len(layers)))} clients"
+        )

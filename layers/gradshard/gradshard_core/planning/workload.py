@@ -36,6 +36,8 @@ class Workload:
         Whether a task of the last level holds a block of every input at once.
     measures
         Whether a pass comes before in which tasks do that, and measure.
+    matrices
+        The number of Gram matrices that it adds up; one of F64 counts as four.
     sample
         The elements that they measure; None for all.
     noises
@@ -63,6 +65,7 @@ class Workload:
     widening: float = WIDENING
     holds_all: bool = False
     measures: bool = False
+    matrices: int = 1
     sample: Sample | None = None
     noises: int = 0
     applied: int | None = None

@@ -1,6 +1,6 @@
 """A robust rule's decision: what was measured of each update, and what the rule made of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, overload
@@ -19,12 +19,36 @@ if TYPE_CHECKING:
 
 def verdict_on(entry: Mapping[str, Any]) -> str:
     """Say what a robust rule made of an update, from its entry in the decision."""
+    if "layers" in entry:
+        return _verdict_by_layer(list(map(verdict_on, entry["layers"].values())))
     full = entry["full_weight"]
     if full is None:
         return "kept" if entry["weight"] else "left out"
     if entry["weight"] >= full:
         return "whole"
     return f"clipped to {entry['weight'] / full:.1%}"
+
+
+def _verdict_by_layer(verdicts: Sequence[str]) -> str:
+    """Say what a robust rule made of an update, from what it made of each layer."""
+    if not verdicts:
+        return "in no layer with a quorum"
+    if len(set(verdicts)) == 1 and "clipped" not in verdicts[0]:
+        return verdicts[0]
+    count = len(verdicts)
+    if "kept" in verdicts:
+        return f"left out of {verdicts.count('left out')} of {count} layers"
+    return f"clipped in {count - verdicts.count('whole')} of {count} layers"
+
+
+def layers_left_out(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the clients that a robust rule leaves out of a layer, by layer."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        for name, figures in entry["layers"].items():
+            if verdict_on(figures) == "left out":
+                found.setdefault(name, []).append(entry["client"])
+    return found
 
 
 def sample_in_words(sample: Mapping[str, Any]) -> str:
@@ -37,6 +61,8 @@ def sample_in_words(sample: Mapping[str, Any]) -> str:
 
 def is_clipped(entry: Mapping[str, Any]) -> bool:
     """Whether a robust rule gives an update less than its weight without the rule."""
+    if "layers" in entry:
+        return any(map(is_clipped, entry["layers"].values()))
     return entry["full_weight"] is not None and entry["weight"] < entry["full_weight"]
 
 
@@ -58,8 +84,11 @@ def read_decision(store: JsonReads, keys: RoundKeys, attempt: int) -> dict[str, 
 def with_weights(plan: "Plan", decision: dict[str, Any]) -> "Plan":
     """Return a plan whose contributors have the weights of a decision, which are looked up.
 
-    In each layer of partial updates, an update loses as much of its share as in the whole.
+    In each layer of partial updates, an update has the weight that was decided there; or, if the
+    rule has decided on it as a whole, it loses as much of its share as in the whole.
     """
+    if plan.decides_by_layer:
+        return _with_weights_by_layer(plan, decision)
     contributors = _Weighed(plan.contributors, decision["clients"])
     participants = replace(
         plan.participants, contributors=contributors, weights=float(decision["weights"])
@@ -80,6 +109,23 @@ def with_weights(plan: "Plan", decision: dict[str, Any]) -> "Plan":
         )
     computation = replace(plan.computation, layers=layers)
     return replace(plan, participants=participants, computation=computation)
+
+
+def _with_weights_by_layer(plan: "Plan", decision: dict[str, Any]) -> "Plan":
+    """Return a plan with the weights that a rule has decided on layer by layer."""
+    entries = {entry["client"]: entry["layers"] for entry in decision["clients"]}
+    found = [entries[contributor.client] for contributor in plan.contributors]
+    nothing = {"weight": 0.0}  # of a layer without its quorum
+    layers = tuple(
+        weighed._replace(
+            weights=tuple(
+                None if share is None else float(of_client.get(layer.name, nothing)["weight"])
+                for share, of_client in zip(weighed.weights, found, strict=True)
+            )
+        )
+        for layer, weighed in zip(plan.layout.layers, plan.computation.layers, strict=True)
+    )
+    return replace(plan, computation=replace(plan.computation, layers=layers))
 
 
 class _Weighed(Sequence["Contributor"]):

@@ -13,7 +13,11 @@ from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import check_averaged, parse_new_spec
+from gradshard_core.planning.round_spec_parsing import (
+    check_averaged,
+    check_compared,
+    parse_new_spec,
+)
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.stored_lists import read_expected, read_plan
 from gradshard_core.records.stored_spec import check_source
@@ -22,7 +26,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import arrivals, aws_callbacks, keeper_wait
+from gradshard_core.rounds import arrivals, aws_callbacks, keeper_wait, waiting
 from gradshard_core.s3.store import S3Store
 
 
@@ -65,7 +69,10 @@ def open_round(
     except GradshardError as error:
         aws_callbacks.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "rejected", "reason": str(error)}
-    tokens = arrivals.keep_token(store, keys, token)
+    terms = spec if waiting.waits_once(spec) else None
+    tokens = waiting.keep_token(store, keys, token, terms)
+    if terms:
+        waiting.end_if_over(store, keys)  # the machine may have taken this call for dead
     plan = read_plan(store, keys) if spec.masked is not None else None
     if plan is not None:
         return _await_keeper(store, keys, spec, plan, tokens)
@@ -73,7 +80,7 @@ def open_round(
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.
     if spec.eager and store.head(keys.deadline) is not None:
-        resumed = arrivals.resume(store, keys, arrivals.DEADLINE)
+        resumed = waiting.resume(store, keys, waiting.DEADLINE)
     else:
         resumed = arrivals.resume_if_due(store, keys, spec)
     return {"round": round_id, "status": "opened", "resumed": resumed}
@@ -114,7 +121,7 @@ def _await_keeper(
     aws_callbacks.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
     has_answered = keeper_wait.has_answered(store, keys, plan, spec)
-    is_resumed = has_answered and arrivals.resume(store, keys, arrivals.COMPLETE)
+    is_resumed = has_answered and waiting.resume(store, keys, waiting.COMPLETE)
     return {"round": keys.round_id, "status": "awaiting_keeper", "resumed": is_resumed}
 
 
@@ -138,10 +145,11 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         if spec.masked is not None:
             layout = model_registry.layout_of(store, newest.tensors)
             check_layout(spec.masked, spec.expected, layout)
-        if not spec.averages_all:
+        if spec.compares_layers or not spec.averages_all:
             layout = model_registry.layout_of(store, newest.tensors)
             kept = newest.buffers_in(layout, spec.server_optimizer)
             check_averaged(spec, model_buffers.names_in(layout, kept))
+            check_compared(spec, layout, kept)
         base = {"model_version": newest.number}
         at = record["opened_at"]
         privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)

@@ -1,5 +1,6 @@
 """Make a plan from contributors and a layout: group, choose M, weigh, create the uploads."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
@@ -37,18 +39,20 @@ from gradshard_core.planning.plan_parts import (
     Computation,
     Contributor,
     Participants,
+    PlannedLayerWeights,
     PlannedLayout,
     Stage,
 )
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import check_averaged
+from gradshard_core.planning.round_spec_parsing import check_averaged, check_compared
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
 from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage
 from gradshard_core.stragglers.local_steps import note_bounded_steps
 from gradshard_core.stragglers.salf import FEDAVG
@@ -70,15 +74,16 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
     integers = [t.name for t in layout.tensors if spec.dp and DTYPES[t.dtype].is_integer]
     try:
         check_averaged(spec, [*names_in(layout, averaged), *integers])
+        check_compared(spec, layout, averaged)
     except SpecError as error:
         raise PlanError(str(error)) from None
     header = encode_header(layout, {})
-    store.put_bytes(keys.layout, header, content_type=HEADER_TYPE)
+    _store_header(store, keys.layout, header)
     state_header = NO_HEADER
     if spec.server_optimizer is not None and spec.server_optimizer.state:
-        encoded = encode_header(state_layout(layout), {})
-        store.put_bytes(keys.state_layout, encoded, content_type=HEADER_TYPE)
-        state_header = StoredHeader.of(encoded)
+        state_header = _store_header(
+            store, keys.state_layout, encode_header(state_layout(layout), {})
+        )
     return PlannedLayout.of(
         layout,
         header,
@@ -86,6 +91,14 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
         state_header=state_header,
         buffers=averaged,
     )
+
+
+def _store_header(store: S3Store, key: str, header: bytes) -> StoredHeader:
+    """Describe a header, and write it if it is too large for the plan."""
+    stored = StoredHeader.of(header)
+    if stored.in_plan is None:
+        store.put_bytes(key, header, content_type=HEADER_TYPE)
+    return stored
 
 
 def assemble(
@@ -122,7 +135,7 @@ def assemble(
     if spec.is_drawn and not contributors:
         decided = Decided((_nobody(context),), (), None)
     measures = spec.measures and decided is None
-    if spec.noised is not None and not measures:
+    if spec.aggregator_noise is not None and not measures:
         write_noise_key(context.store, keys)
     sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
@@ -131,7 +144,7 @@ def assemble(
     notes += sample_notes
     if spec.weights == STEPS:
         notes += note_bounded_steps(local_steps(grouping.contributors))
-    layers = weigh_layers(context.store, spec, grouping.contributors, layout.layers, coverage)
+    layers = _weigh_layers(context, contributors, layout, coverage, decided)
     return Plan(
         round_id=keys.round_id,
         participants=Participants(
@@ -171,6 +184,26 @@ def _nobody(context: PlanContext) -> Contributor:
     return Contributor(NOBODY, tensors.source, 0, 0.0, runs)
 
 
+def _weigh_layers(
+    context: PlanContext,
+    contributors: Sequence[Contributor],
+    layout: PlannedLayout,
+    coverage: dict[str, Coverage],
+    decided: Decided | None,
+) -> tuple[PlannedLayerWeights, ...]:
+    """Weigh each layer of partial updates among all that have it, also those that are left out."""
+    ordered = sorted(contributors, key=lambda contributor: contributor.client)
+    layers = weigh_layers(context.store, context.spec, ordered, layout.layers, coverage)
+    if decided is None or not decided.left_out:
+        return layers
+    kept = {contributor.client for contributor in decided.kept}
+    is_kept = [contributor.client in kept for contributor in ordered]
+    return tuple(
+        layer._replace(weights=tuple(itertools.compress(layer.weights, is_kept)))
+        for layer in layers
+    )
+
+
 def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computation:
     """Return what the spec and the grouping say of a computation."""
     return Computation(
@@ -181,7 +214,7 @@ def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computati
         rule=FEDAVG if spec.rule is None else spec.rule.name,
         allow_nonfinite=spec.allow_nonfinite,
         robust=spec.robust_rule,
-        dp=spec.noised,
+        dp=spec.aggregator_noise,
     )
 
 
@@ -221,7 +254,7 @@ def _choose_shards(
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
         sums_bytes=(
             sharding.sums_bytes(spans, 0, layout.nbytes)
-            if spec.noised is None
+            if spec.aggregator_noise is None
             else private_sums_bytes(spans, 0, layout.nbytes)
         ),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
@@ -230,12 +263,14 @@ def _choose_shards(
             layers=len(layout.layers),
             spans=len(layout.spans) + len(layout.buffers),
             runs=further_runs(runs) * (2 if stored_bytes else 1),  # of five numbers, not of three
+            headers=len(layout.header.text) + len(layout.state_header.text),
         ),
         widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
+        matrices=count_matrices(spans, len(layout.layers) if spec.compares_layers else 1),
         sample=sample,
-        noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
+        noises=0 if spec.aggregator_noise is None else 1 + len(spec.aggregator_noise.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,

@@ -39,7 +39,8 @@ def replan(context: PlanContext, previous: Plan) -> Plan:
     admission.check_quorum(remaining, context.spec, missing)
     measured, decided = last_measurement(previous, rejected), None
     if measured is not None and remaining.contributors:
-        decided = decide(context, remaining.contributors, measured)
+        layers = previous.layout.layers
+        decided = decide(context, remaining.contributors, measured, layers, remaining.coverage)
     plan = assemble(context, remaining.contributors, previous.layout, remaining.coverage, decided)
     return replace(
         plan,
@@ -52,10 +53,16 @@ def _coverage(plan: Plan) -> dict[str, Coverage]:
     layers = plan.computation.layers
     if not layers:  # contributors of a large round are read but once
         return {}
-    return {
+    covered = {
         contributor.client: tuple(layer.weights[index] is not None for layer in layers)
         for index, contributor in enumerate(plan.contributors)
     }
+    # A plan has no weights of those that a rule left out, but where their layers are.
+    covered |= {
+        contributor.client: tuple(layer.is_in(contributor.runs) for layer in plan.layout.layers)
+        for contributor in plan.participants.left_out
+    }
+    return covered
 
 
 def _read_rejections(context: PlanContext, plan: Plan) -> tuple[Rejection, ...]:

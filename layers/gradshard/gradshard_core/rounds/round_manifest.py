@@ -186,7 +186,8 @@ def _partial(plan: Plan) -> dict[str, Any]:
                     client: weight
                     for client, weight in zip(clients, weighed.weights, strict=True)
                     if weight is not None
-                },
+                }
+                | {c.client: 0.0 for c in plan.participants.left_out if layer.is_in(c.runs)},
             }
             for layer, weighed in zip(plan.layout.layers, plan.computation.layers, strict=True)
         ],
