@@ -16,6 +16,7 @@ from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
 from gradshard_core.errors import PlanError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.notice import seen_by
@@ -28,6 +29,7 @@ from gradshard_core.rounds.open_round import open_round
 from gradshard_core.trainings.sampling import draw_in_secret
 from tests import reference
 from tests.unit.trainings.machine import MODEL, Machine
+from tests.unit.trainings.test_large_trainings import lower_sizes
 
 CLIENTS = [f"c{number:02}" for number in range(24)]
 DP = {"clip": 64.0, "noise_multiplier": 2.0, "delta": 1e-5}
@@ -63,9 +65,8 @@ def invited(machine: Machine) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
 
     def note(invitation: Invitation) -> None:
-        assert (
-            found.setdefault(invitation.round_id, tuple(invitation.clients)) == invitation.clients
-        )
+        clients = tuple(invitation.clients)
+        assert found.setdefault(invitation.round_id, clients) == clients
 
     machine.before_round = note
     return found
@@ -242,8 +243,14 @@ def test_nobody_is_left_out_because_of_who_else_came(
         check_release(machine, "t-00001", keys["t-00001"], sorted(came))
 
 
-def fail_at(machine: Machine, failing: set[str], *, is_planned: bool) -> None:
-    """Have rounds fail, before they are planned or after their tasks are done."""
+def fail_at(
+    machine: Machine,
+    failing: set[str],
+    *,
+    is_planned: bool,
+    passes: tuple[str, ...] = ("measures",),
+) -> None:
+    """Have rounds fail, before they are planned or after the tasks of some passes are done."""
     aggregate = machine._aggregate
 
     def dying(name: str) -> None:
@@ -256,7 +263,8 @@ def fail_at(machine: Machine, failing: set[str], *, is_planned: bool) -> None:
         aggregate(name)
 
     def give_up(store: Any, name: str) -> dict[str, Any]:
-        if store.get_json(RoundKeys(name).plan)["measures"]:
+        plan = store.get_json(RoundKeys(name).plan)
+        if any(plan[done] for done in passes):
             return finalize_round(store, name)
         raise PlanError("on purpose")
 
@@ -290,6 +298,39 @@ def test_a_resumed_training_does_not_draw_again(
     assert machine.resume().completed == 2
     assert len(invited) == 3
     assert len({*invited.values()}) == 2
+
+
+@pytest.mark.parametrize("passes", [None, (), ("surveys", "measures")])
+@pytest.mark.parametrize("bad", [3, 24])
+def test_a_draw_that_is_stored_in_pieces_is_repeated_and_released_like_a_short_one(
+    machine: Machine,
+    keys: dict[str, bytes],
+    invited: dict[str, tuple[str, ...]],
+    passes: tuple[str, ...] | None,
+    bad: int,
+) -> None:
+    lower_sizes(machine.patch)
+    note = machine.before_round
+    machine.skipped = {*CLIENTS[:bad]}
+
+    def send(invitation: Invitation) -> None:
+        note(invitation)
+        send_bad(machine, invitation, CLIENTS[:bad])
+
+    machine.before_round = send
+    is_planned = passes is not None
+    fail_at(machine, {"t-00001", "t-00002"}, is_planned=is_planned, passes=passes or ())
+    sample = SAMPLE | {"probability": 0.95}
+    assert machine.start(**options(repeats=0, rounds=2, secret_sample=sample)).status == "paused"
+    assert is_in_pieces(machine.store.get_json(machine.keys.state)["drawn"])
+    assert machine.resume().status == "paused"
+    assert machine.resume().completed == 2
+    for name in ("t-00001", "t-00002"):
+        assert invited[name] == invited[f"{name}-again1"]
+        good = [client for client in invited[name] if client in CLIENTS[bad:]]
+        check_release(machine, f"{name}-again1", keys[f"{name}-again1"], good)
+    tried = (2 if passes else 1) / 4  # with noise
+    assert read_ledger(machine.store, machine.model.name).parts == Parts(0.0, ((0.95, tried),) * 2)
 
 
 @pytest.mark.parametrize("death", [0, 3, 6, 8, -2, -5, -8, -9])
