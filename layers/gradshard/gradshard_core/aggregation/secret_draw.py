@@ -16,7 +16,8 @@ the release if the client had sent zeros whenever it was drawn. This is so only 
   (If clients make releases less likely, such as by too much work for a task, q is smaller for those
   that are released, and so is what they tell);
 - what others add does not depend on whether the client was drawn. So a round always lasts for its
-  timeout, however early all have answered;
+  timeout, however early all have answered. If the updates do not fit together, the round fails
+  instead of leaving some out;
 - a round that fails is repeated with the same clients. What it may have computed then counts as
   more of the same draw: k tries are one round with the noise multiplier z / √k.
 
