@@ -376,7 +376,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            The round has ended, or is just being opened.
+            The round has ended, or is just being opened; or its clients were drawn in secret.
         """
         return operations.close_round(self._stack, self.keys)
 

@@ -182,6 +182,11 @@ def _check_secret_sample(spec: TrainingSpec, sample: SecretSample) -> None:
         raise SpecError(
             "secret_sample: leave out min_clients: a round with a quorum would tell who was drawn"
         )
+    if "time_budget" in spec.round:
+        raise SpecError(
+            "secret_sample: leave out time_budget: whether a round keeps it depends on the updates "
+            "that came, and one that does not fails. Give shards instead"
+        )
     there = len(spec.clients or ())
     if max(sample.fewest, there) > spec.most_drawn:
         raise SpecError(
