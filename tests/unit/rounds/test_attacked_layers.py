@@ -71,3 +71,32 @@ def test_all_that_send_bad_numbers_are_rejected_at_once(
     reason = manifest["rejected"][0]["reason"]
     assert "tensor 'b.w' holds a NaN or an infinity at element 3" in reason
     assert ("too large there to be measured" in reason) == (rule["name"] != "median")
+
+
+@pytest.mark.parametrize("name", ["krum", "median", "norm_clip"])
+def test_an_order_of_tensors_for_which_there_is_no_memory_costs_its_sender_alone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Rules that hold all inputs need a buffer for each as soon as one is in another order."""
+    monkeypatch.setenv("GRADSHARD_AGGREGATOR_MEMORY", "128")
+    rng = np.random.default_rng(0)
+    shapes = {"a.w": 5, "b.w": 70}
+    sent = {
+        f"c{i:02}": {n: rng.standard_normal(size).astype("f4") for n, size in shapes.items()}
+        for i in range(20)
+    }
+    layout = layout_of(sent["c00"])
+    sent["c07"] = dict(reversed(sent["c07"].items()))
+    rule = {"name": name, **({"f": 2} if name == "krum" else {})}
+    body = reference.encode(sent["c07"], {"num_samples": "1"}, order=["b.w", "a.w"])
+    answer = machine.open(clients=sorted(sent), rule=rule, layout=layout)
+    assert answer["status"] == "opened"
+    for client, update in sent.items():
+        machine.submit(client, update)
+    machine.store.put_bytes(machine.keys.update("c07"), body)
+    assert machine.finish() == {"status": "completed"}
+    [rejected] = machine.store.get_json(machine.keys.manifest)["rejected"]
+    assert rejected["client"] == "c07"
+    assert "its tensors stand in another order than the round's" in rejected["reason"]
+    assert "an aggregator needs 1" in rejected["reason"]
+    assert machine.store.get_json(machine.keys.rejection("c07"))["reason"] == rejected["reason"]
