@@ -1,12 +1,29 @@
 """Hostile clients in rounds whose rules measure: nobody else pays for what they send."""
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard_core.aggregation.robust_registry import parse_robust_rule
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.layout import Runs
+from gradshard_core.planning.grouping import layer_ranges
+from gradshard_core.planning.option_parsers import parse_layout
+from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import (
+    Computation,
+    Contributor,
+    Level,
+    Participants,
+    PlannedLayout,
+)
+from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.rounds import finalize_round
 from tests import reference
 from tests.integration.by_hand import layout_of
+from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -100,3 +117,44 @@ def test_an_order_of_tensors_for_which_there_is_no_memory_costs_its_sender_alone
     assert "its tensors stand in another order than the round's" in rejected["reason"]
     assert "an aggregator needs 1" in rejected["reason"]
     assert machine.store.get_json(machine.keys.rejection("c07"))["reason"] == rejected["reason"]
+
+
+@pytest.mark.parametrize(("layers", "at_a_time"), [(64, 1), (8, 2), (1, 16)])
+def test_reports_of_many_layers_are_read_one_after_another(
+    monkeypatch: pytest.MonkeyPatch, layers: int, at_a_time: int
+) -> None:
+    """Where layers are scattered, each task's report has the products of all: up to 28 MB."""
+    names = [f"l{i % layers}.{i}" for i in range(20 * layers)]
+    layout = parse_layout({name: {"dtype": "F32", "shape": [16384]} for name in names})
+    rule = parse_robust_rule({"name": "krum", "f": 1, "layer_quorum": 5})
+    ranges = layer_ranges(parse_spec({"clients": 64, "rule": rule.to_json()}), layout)
+    clients = [
+        Contributor(f"c{i}", ObjectVersion("", "", "", 1), 1, 0.0, Runs(())) for i in range(64)
+    ]
+    plan = Plan(
+        "r",
+        Participants(clients),
+        Computation((Level.of_sizes([64]),), shards=20, robust=rule, measures=True),
+        PlannedLayout.of(layout, layers=ranges),
+    )
+    read: list[str] = []
+
+    class Store(MemoryStore):
+        def get_json(self, key: str, *_: Any) -> Any:
+            read.append(key)
+            return {"attempt": 0}
+
+    class Pool(contextlib.AbstractContextManager[Any]):
+        """Does at once what threads would have done before the first report is taken."""
+
+        def __init__(self, _threads: int) -> None:
+            self.map = lambda function, tasks: [function(task) for task in tasks]
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(finalize_round, "ThreadPoolExecutor", Pool)
+    reports = finalize_round._read_reports(Store(), RoundKeys("r"), plan)
+    next(reports)
+    assert len(read) == at_a_time
+    assert len([*reports]) == 19
