@@ -158,3 +158,14 @@ def test_reports_of_many_layers_are_read_one_after_another(
     next(reports)
     assert len(read) == at_a_time
     assert len([*reports]) == 19
+
+
+def test_more_layers_than_there_is_time_to_decide_on_are_refused(machine: Machine) -> None:
+    layout = {f"l{i}": {"dtype": "F32", "shape": [1]} for i in range(4097)}
+    rule = {"name": "geometric_median", "layer_quorum": 3}
+    answer = machine.open(clients=4, rule=rule, layout=layout)
+    assert "4097 layers, over the 4096 of a round: make fewer layers" in answer["reason"]
+    machine.begin("fewer")
+    layers = {"joined": ["l0", "l1"], **{name: [name] for name in [*layout][2:]}}
+    answer = machine.open(clients=4, rule=rule, layout=layout, layers=layers)
+    assert answer["status"] == "opened"
