@@ -169,3 +169,13 @@ def test_more_layers_than_there_is_time_to_decide_on_are_refused(machine: Machin
     layers = {"joined": ["l0", "l1"], **{name: [name] for name in [*layout][2:]}}
     answer = machine.open(clients=4, rule=rule, layout=layout, layers=layers)
     assert answer["status"] == "opened"
+
+
+def test_who_is_left_out_was_expected_all_the_same(machine: Machine) -> None:
+    """A later round estimates from this one how often clients reach a layer."""
+    sent = honest()
+    sent["c6"]["b.w"] *= -9
+    rule = {"name": "multi_krum", "f": 1, "layer_quorum": 5}
+    manifest = run(machine, sent, rule=rule, layout=layout_of(sent["c0"]))
+    assert manifest["left_out"] == ["c6"]
+    assert manifest["expected"] == CLIENTS
