@@ -23,9 +23,9 @@ from benchmarks import (
     coldstart,
     compressed,
     engine,
-    limited,
     masked,
     nginx,
+    rate_limited_server,
     report,
     rules,
     runs,
@@ -102,7 +102,7 @@ def measure(results: dict[str, Any], wanted: set[str], *, quick: bool, say: suit
                 results[name] = part(server, times, quick=quick, say=say)
         if "rate-limited" in wanted:
             if isinstance(server, Nginx):
-                slow = stack.enter_context(limited.serve(server, suite.LIMIT))
+                slow = stack.enter_context(rate_limited_server.serve(server, suite.LIMIT))
                 results["rate_limited"] = suite.rate_limited(
                     server, slow, times, quick=quick, say=say
                 )

@@ -51,8 +51,30 @@ your size and number of clients. All figures are computed from AWS's prices in u
 was measured on AWS. [Beside the published systems](../benchmarks/published.md) compares them with
 other systems.
 
-Dollars are per thousand rounds of {measurements.CLIENTS} clients.
+Dollars are per thousand rounds of {measurements.CLIENTS} clients that the round names.
+{_unnamed()}
 """
+
+
+def _unnamed() -> str:
+    """Say what a round pays that knows only the number of its clients."""
+    named, counted = (
+        pricing.around([1], measurements.CLIENTS, lists=pricing.Lists(is_named=is_named))
+        for is_named in (True, False)
+    )
+    more = pricing.US_EAST_1.s3(counted) - pricing.US_EAST_1.s3(named)
+    return (
+        f"A round opened with their number alone costs ${1000 * more:.2f} more, since each arrival "
+        "lists the updates."
+    )
+
+
+def _apart() -> float:
+    """Return what looking for others costs more if no function has seen an arrival before."""
+    clients, prices = measurements.CLIENTS, pricing.US_EAST_1
+    looks, listings = pricing.looks_apart(clients)
+    warm = prices.s3(pricing.Requests(clients - 1, 1))
+    return looks * prices.get_per_1000 / 1e3 + listings * prices.put_per_1000 / 1e3 - warm
 
 
 def _prices_section() -> str:
@@ -260,7 +282,8 @@ fees.
 
 
 def _compressed_round(model: measurements.Model, codec: str | None) -> Projection:
-    spec = parse_spec({"clients": measurements.CLIENTS, "codecs": list(CODECS)})
+    names = [f"client-{number}" for number in range(measurements.CLIENTS)]
+    spec = parse_spec({"clients": names, "codecs": list(CODECS)})
     load = workload_of(spec, model.nbytes, measurements.CLIENTS, codec=codec)
     return planner.choose(load, claims.DEFAULT.setting.aggregator())[0]
 
@@ -315,6 +338,9 @@ def _assumptions_section() -> str:
   those of warm functions.
 - Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
   deadline's schedule ($0.001 per thousand rounds).
+- The arrivals of a round come to one warm function, one after another, which remembers whom it
+  has seen. If each came to another function, a thousand rounds would cost ${1000 * _apart():.3f}
+  more.
 - All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
   are within 64 KiB, and nothing is retried.
 """

@@ -13,6 +13,7 @@ import pickle
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import ModuleType
@@ -20,16 +21,20 @@ from typing import Any
 
 import numpy as np
 from tests import reference
-from tests.unit.fakes import MemoryStore
+from tests.unit.fakes import MemoryStack, MemoryStore
 from tests.unit.in_memory import Machine, Told, load
 from tests.unit.observability.test_emf import ENVIRONMENT
 
 from gradshard import Federation
+from gradshard.client.model import Model
 from gradshard.deployment import local_engine
 from gradshard_core.aggregation import topologies
+from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.training_state import change_state
 from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.trainings.start_training import start_training
 
 ELEMENTS = 24
 SENDERS = 4
@@ -41,9 +46,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.large_round", description=__doc__)
     parser.add_argument("clients", type=int)
     parser.add_argument("--engine", action="store_true", help="on the local engine")
+    parser.add_argument(
+        "--training", action="store_true", help="a round that a training invites to"
+    )
     parser.add_argument("--terms", type=json.loads, default={}, help="options of the round, JSON")
     chosen = parser.parse_args()
-    (on_engine if chosen.engine else in_memory)(chosen.clients, chosen.terms)
+    run = on_engine if chosen.engine else in_training if chosen.training else in_memory
+    run(chosen.clients, chosen.terms)
 
 
 class Updates:
@@ -125,17 +134,52 @@ def _resident_mb() -> float:
 
 def in_memory(clients: int, terms: dict[str, Any]) -> None:
     """Run a round whose bucket is in memory."""
+    machine, updates = _machine(), Updates(clients)
+    machine.open(clients=clients, **terms)
+    _run(machine, Forked(machine), updates)
+    manifest = read_manifest(machine.store, machine.keys)
+    _check(manifest, machine.store.objects[machine.keys.result], updates, terms)
+    _print_sizes(machine.store, machine.name)
+
+
+def in_training(clients: int, terms: dict[str, Any]) -> None:
+    """Run a round of a training, all of whose members it invites; half of them were silent."""
+    machine, updates = _machine(), Updates(clients)
+    Model(MemoryStack(machine.store)).put({"w": np.zeros(ELEMENTS, np.float32)})
+    keys, fields = TrainingKeys("t"), {"rounds": 2, "round": {"server_optimizer": "fedavg"} | terms}
+    start_training(machine.store, "t", fields, started=datetime.now().astimezone().isoformat())
+    for name in updates.names:
+        machine.store.put_bytes(keys.member(name), b"")
+    silent = dict.fromkeys(updates.names[::2], 1)
+    change_state(machine.store, keys, lambda state: replace(state, silent=silent))
+    forked = Forked(machine)
+    invited = forked.step("advance_training", training="t", run=1, step=0)
+    print(f"state.json: {len(machine.store.objects[keys.state]):,} bytes")
+    machine.begin(invited["round"])
+    machine.open(**invited["spec"])
+    _run(machine, forked, updates)
+    forked.step("advance_training", training="t", run=1, step=1)
+    record = machine.store.get_json(keys.record(invited["round"]))
+    print(f"its record: {len(json.dumps(record)):,} bytes, metrics {record['metrics']}")
+    _print_sizes(machine.store, invited["round"])
+
+
+def _machine() -> Machine:
     os.environ.update(ENVIRONMENT)
     vars(aws_json)["call"] = Told().call
     for name in ("schedule_deadline", "cancel_deadline"):
         vars(aws_callbacks)[name] = lambda *_: None
-    machine, updates = Machine(_functions()), Updates(clients)
-    machine.open(clients=clients, **terms)
+    return Machine(_functions())
+
+
+def _run(machine: Machine, forked: Forked, updates: Updates) -> None:
+    """Send the updates, and go around until the round has ended."""
     for name, row, samples in zip(updates.names, updates.rows, updates.samples, strict=True):
         stated = {"num_samples": str(samples), "train_seconds": "1", "epochs": "1"}
+        stated["metrics"] = json.dumps({"loss": samples / 1000, "accuracy": 0.5})
         body = reference.encode({"w": row}, stated)
         machine.store.put_bytes(machine.keys.update(name), body)
-    forked, outcome, planned = Forked(machine), {"reason": "complete", "attempt": 0}, 0
+    outcome, planned = {"reason": "complete", "attempt": 0}, 0
     while outcome.get("status") != "completed":
         planned += 1
         request = {"reason": outcome["reason"], "attempt": outcome["attempt"]}
@@ -144,9 +188,6 @@ def in_memory(clients: int, terms: dict[str, Any]) -> None:
         machine.aggregate(levels)
         print(f"tasks: {time.monotonic() - begun:.1f} s, {time.process_time() - cpu:.1f} CPU-s")
         outcome = forked.step("finalize_round")
-    manifest = read_manifest(machine.store, machine.keys)
-    _check(manifest, machine.store.objects[machine.keys.result], updates, terms)
-    _print_sizes(machine.store)
 
 
 def _functions() -> Callable[[str], ModuleType]:
@@ -160,9 +201,9 @@ def _functions() -> Callable[[str], ModuleType]:
     return function
 
 
-def _print_sizes(store: MemoryStore) -> None:
+def _print_sizes(store: MemoryStore, round_id: str) -> None:
     for name in ("plan.json", "manifest.json", "tasks/0.json"):
-        print(f"{name}: {len(store.objects[f'rounds/r/{name}']):,} bytes")
+        print(f"{name}: {len(store.objects[f'rounds/{round_id}/{name}']):,} bytes")
     pieces = [len(body) for key, body in store.objects.items() if "/pieces/" in key]
     print(f"pieces: {len(pieces)}, at most {max(pieces, default=0):,} bytes")
 

@@ -74,8 +74,6 @@ def _prepare(server: Server, mean: Prepared, name: str, changed: dict[str, Any])
         upload_id=server.create_upload(keys.result),
     )
     _put(server, keys.plan, plan_to_json(plan))
-    server.path(keys.layout).write_bytes(server.path(before.layout).read_bytes())
-    server.publish(keys.layout)
     if plan.computation.dp is not None:
         _put(server, keys.noise_key, {"key": bytes(32).hex()})
         _put(server, keys.decision(plan.attempt), _decision(plan))

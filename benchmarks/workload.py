@@ -118,7 +118,6 @@ class Workloads:
         header = encode_header(layout, {"num_samples": "1"})
         plan, projection = self._plan(case, layout, len(header))
         keys = RoundKeys(case.round_id)
-        self._put(keys.layout, encode_header(layout, {}))
         paths = [
             self._update(case.elements, index % DISTINCT, f"{case.codec}-decoded")
             if case.codec

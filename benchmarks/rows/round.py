@@ -36,7 +36,6 @@ class _Memory(S3Store):
         self.header = encode_header(layout, {"num_samples": "600"})
         self.nbytes = len(self.header) + layout.nbytes
         self.result_bytes = 0
-        self.parts: list[Part] | None = None
 
     def get_head(self, key: str, nbytes: int) -> tuple[bytes, ObjectVersion]:
         return self.header[:nbytes], ObjectVersion(key, "", ETAG, self.nbytes)
@@ -72,17 +71,13 @@ class _Memory(S3Store):
     def create_upload(self, *_: Any, **__: Any) -> str:
         return "upload"
 
-    def list_parts(self, key: str, upload_id: str) -> list[Part] | None:  # noqa: ARG002
-        return self.parts
-
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None: ...
 
     def abort_upload(self, key: str, upload_id: str) -> None: ...
 
-    def delete_versions(self, prefix: str) -> None: ...
+    def delete(self, key: str, *, only: str | None = None) -> None: ...
 
-    def open_uploads(self, key: str) -> list[str]:  # noqa: ARG002
-        return []
+    def delete_versions(self, prefix: str) -> None: ...
 
 
 def measure(shards: int, clients: int) -> dict[str, Any]:
@@ -119,12 +114,12 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
 def _report(store: _Memory, keys: RoundKeys, plan: Plan) -> None:
     """Leave behind what the tasks would have."""
     store.result_bytes = plan.layout.header.nbytes + plan.layout.nbytes
-    store.parts = []
     for task in (task for level in range(len(plan.levels)) for task in plan.tasks(level)):
+        report = report_of(task, plan.attempt)
         if plan.is_last(task.level):
             head = plan.layout.header.nbytes if task.number == 0 else 0
-            store.parts.append(Part(task.part, ETAG, head + task.end - task.start))
-        store.put_json(keys.task_report(task.level, task.number), report_of(task, plan.attempt))
+            report["parts"] = [[ETAG, head + task.end - task.start]]
+        store.put_json(keys.task_report(task.level, task.number), report)
 
 
 def report_of(task: Task, attempt: int) -> dict[str, Any]:

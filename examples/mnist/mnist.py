@@ -137,7 +137,7 @@ def start(federation: Federation, options: argparse.Namespace) -> None:
         timeout=120,
         repeats=20,
         repeat_after=1,
-        poll_seconds=options.poll_seconds,
+        poll_interval=options.poll_interval,
     )
 
 
@@ -163,7 +163,7 @@ def main() -> None:
     begin.add_argument("--learning-rate", type=float, default=0.1)
     begin.add_argument("--target", type=float, default=0.88, help="accuracy that ends it")
     begin.add_argument("--patience", type=int, default=5)
-    begin.add_argument("--poll-seconds", type=float, default=0.5)
+    begin.add_argument("--poll-interval", type=float, default=0.5)
     commands.add_parser("client").add_argument("number", type=int)
     some = commands.add_parser("clients")
     some.add_argument("--from", dest="first", type=int, default=0, help="the first one's number")

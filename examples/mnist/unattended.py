@@ -162,7 +162,15 @@ def main() -> None:
             rates = ["--epochs", str(options.epochs), "--learning-rate", str(options.learning_rate)]
             start = ["start", "--rounds", str(options.rounds), "--sample", str(options.sample)]
             start += ["--over-selection", "0.3", "--target", "1", "--patience", "99"]
-            command = [options.python, str(PROGRAM), *common, *start, *rates, "--poll-seconds", "2"]
+            command = [
+                options.python,
+                str(PROGRAM),
+                *common,
+                *start,
+                *rates,
+                "--poll-interval",
+                "2",
+            ]
             subprocess.run(command, check=True)  # noqa: S603 - the example
             training = Federation(local=True, port=engine.port).training(TRAINING)
             clients = Clients(options.python, common, options.clients, options.processes)

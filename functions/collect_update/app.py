@@ -6,9 +6,11 @@ from typing import Any
 from gradshard_core.formats.notifications import parse_notifications
 from gradshard_core.observability import emf
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed
+from gradshard_core.rounds.waiting import Seen
 from gradshard_core.s3.http_transport import function_store
 
 store = function_store()
+seen = Seen()
 
 WATCHED = re.compile(r"rounds/.*/(updates/.*\.safetensors|keeper/.*)", re.DOTALL)
 """S3 filters by the beginning and the end of keys, so that it also tells of results."""
@@ -32,5 +34,5 @@ def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     outcome: dict[str, Any] = {}
     for uploaded in parse_notifications(event):
         if WATCHED.fullmatch(uploaded.key):
-            outcome = collect_update(store, uploaded.key, uploaded.etag)
+            outcome = collect_update(store, uploaded.key, uploaded.etag, seen)
     return outcome

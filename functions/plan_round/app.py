@@ -22,5 +22,7 @@ aggregator = LambdaConfig(
 @emf.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Plan the round, its next stage, or the round again without rejected contributors."""
-    request = PlanRequest(event["entered_at"], event["reason"], event["attempt"])
+    # Not told when it is called by hand.
+    is_repeated = event.get("retries", 0) > 0
+    request = PlanRequest(event["entered_at"], event["reason"], event["attempt"], is_repeated)
     return plan_round(store, event["round"], request, aggregator=aggregator, keeper=keeper)

@@ -10,7 +10,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, GradshardError
-from gradshard.client.ticket_round import TicketRound
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.deployment.local_engine import REGION, Engine
 from gradshard.papers.topology_trials import Outcome, compare, trials
 from gradshard_core.errors import RoundFailed

@@ -8,6 +8,7 @@ import pytest
 from gradshard.deployment.local_engine import Engine
 from tests.docs.pages import PAGES, RUN, blocks
 from tests.docs.session import COMMANDS, Session, port_shim
+from tests.e2e.command import command_file
 
 pytestmark = pytest.mark.e2e
 
@@ -24,7 +25,7 @@ PAGES_TO_RUN = [
 
 @pytest.mark.parametrize("path", PAGES_TO_RUN, ids=lambda path: path.stem)
 def test_a_page_as_it_stands(path: Path, engine: Engine, tmp_path: Path) -> None:
-    shim = port_shim(tmp_path / "commands", COMMANDS / "gradshard", engine.port)
+    shim = port_shim(tmp_path / "commands", command_file(tmp_path / "gradshard"), engine.port)
     session = Session(tmp_path / "folder", (shim, COMMANDS), port=engine.port)
     with contextlib.closing(session):
         for block in blocks(path):

@@ -75,7 +75,7 @@ def test_docstrings_are_on_the_site(site: Path) -> None:
     page = (site / "docs" / "api.html").read_text()
     for name in (
         "gradshard.client.federation.Federation.open_round",
-        "gradshard.client.ticket_round.TicketRound.submit",
+        "gradshard.client.round_by_ticket.TicketRound.submit",
         "gradshard.torch.delta",
         "gradshard.flower.S3FedAvg",
         "gradshard.deployment.local_engine.up",

@@ -175,7 +175,7 @@ def test_a_client_joins_a_training_takes_part_and_leaves(
     federation.model(name).put(update(3))
     optimizer = {"optimizer": "fedavg", "model": name}
     training = federation.train(
-        name, rounds=1, min_clients=1, server_optimizer=optimizer, poll_seconds=0.2
+        name, rounds=1, min_clients=1, server_optimizer=optimizer, poll_interval=0.2
     )
     client = as_client()
     client.join(name, "a")

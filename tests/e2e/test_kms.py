@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
-from gradshard.client.ticket_round import TicketRound
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.deployment import application, engine_application, engine_start_stop, local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, TicketError

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard import Federation, Keeper
-from gradshard.client.ticket_training import TicketTraining
+from gradshard.client.training_by_ticket import TicketTraining
 from gradshard_core.errors import UpdateError
 from gradshard_core.records.training_state import Invitation
 from tests import masked
@@ -44,7 +44,7 @@ def test_clients_with_credentials_and_with_tickets_train_with_masks(
         clients=CLIENTS,
         server_optimizer={"optimizer": "fedavg", "model": name},
         masked=terms,
-        poll_seconds=0.2,
+        poll_interval=0.2,
         timeout=120,
     )
     training.ticket("ned").save(tmp_path / "ned")
@@ -78,7 +78,7 @@ def test_a_client_sends_nothing_to_a_training_of_other_terms(
         rounds=1,
         clients=CLIENTS,
         server_optimizer={"optimizer": "fedavg", "model": name},
-        poll_seconds=0.2,
+        poll_interval=0.2,
         timeout=120,
     )
     training.ticket("ned").save(tmp_path / "ned")

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from gradshard import Federation, RoundFailed
 from gradshard.cli import main
-from gradshard.client.ticket_round import TicketRound
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard_core.errors import ModelNotFoundError, ModelStateError, RoundStateError, UpdateError
 from tests import reference

@@ -18,7 +18,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, Round, RoundFailed
-from gradshard.client.ticket_training import TicketTraining
+from gradshard.client.training_by_ticket import TicketTraining
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from tests import reference
@@ -58,6 +58,8 @@ UNUSED = {
     # Not a request: it has S3 answer 404 instead of 403 where an object is not there.
     ("AggregateShardFunctionRole", "s3:ListBucket"),
     ("FinalizeRoundFunctionRole", "s3:ListBucket"),
+    # If S3 has another part than the task has recorded, as under a KMS key.
+    ("FinalizeRoundFunctionRole", "s3:ListMultipartUploadParts"),
     ("AbortRoundFunctionRole", "s3:ListBucket"),
     ("StartTrainingFunctionRole", "s3:ListBucket"),
     ("PauseTrainingFunctionRole", "s3:ListBucket"),
@@ -81,8 +83,14 @@ LARGE = (
     ("s3:PutObject", "/rounds/*/clients/*"),
     ("s3:GetObject", "/rounds/*/arrived/*"),
     ("s3:PutObject", "/rounds/*/arrived/*"),
+    ("s3:GetObject", "/trainings/*/pieces/*"),
+    ("s3:PutObject", "/trainings/*/pieces/*"),
+    ("s3:GetObject", "/rounds/*/metrics/*"),
+    ("s3:PutObject", "/rounds/*/metrics/*"),
+    ("s3:PutObject", "/trainings/*/holders/*"),
+    ("s3:DeleteObject", "/trainings/*/holders/*"),
 )
-"""What only rounds of more than 512 or 1,000 clients use; too many for a test."""
+"""What only rounds of more than 256, 512, 1,000 or 4,096 clients use; too many for a test."""
 
 SURVEYS = (("s3:GetObject", "/rounds/*/task-reports/*"), ("s3:ListBucketVersions", ""))
 """What ``plan_round`` does only in rounds of more than 4,096 updates."""
@@ -168,8 +176,14 @@ def plain(federation: Federation, deployed: Deployed) -> None:
     deployed.s3.create_multipart_upload(Bucket=deployed.bucket, Key=round_.keys.result)
     round_.submit("b", update(2), samples=1)
     round_.wait(SECONDS)
-    # What lay about is removed after the manifest, which is what was waited for.
-    until(lambda: deployed.open_uploads("iam-plain") == [])
+    plan_again(deployed, "iam-plain", attempt=0)
+    assert deployed.open_uploads("iam-plain") == []
+
+
+def plan_again(deployed: Deployed, name: str, *, attempt: int) -> None:
+    """Repeat a call of ``plan_round`` as the machine does if it was killed after its plan."""
+    event = {"round": name, "entered_at": "2026-01-01T00:00:00Z", "attempt": attempt}
+    deployed.call("plan_round", event | {"reason": "complete", "retries": 1})
 
 
 def early(federation: Federation, deployed: Deployed) -> None:
@@ -334,7 +348,9 @@ def assigned(federation: Federation) -> None:
 def applied(federation: Federation, deployed: Deployed) -> None:
     """Rounds that make versions of a model: planned again, failed, given up, aborted too late."""
     model = federation.model("iam")
-    model.put({"w": np.zeros(50, np.float32)})
+    # Headers that are too long for a plan.
+    further = {f"{'v' * 100}{number}": np.ones(1, np.float32) for number in range(700)}
+    model.put({"w": np.zeros(50, np.float32), **further})
     terms: dict[str, Any] = {
         "clients": 2,
         "min_clients": 1,
@@ -348,8 +364,8 @@ def applied(federation: Federation, deployed: Deployed) -> None:
         # What a killed planning, and a killed finalizing, left behind.
         deployed.s3.create_multipart_upload(Bucket=deployed.bucket, Key=made)
         deployed.s3.put_object(Bucket=deployed.bucket, Key=made, Body=b"")
-        round_.submit("a", update(1), samples=1)
-        tensors = update(2)
+        round_.submit("a", update(1) | further, samples=1)
+        tensors = update(2) | further
         tensors["w"][7] = np.nan if bad else 1
         send_unchecked(round_, "b", tensors, samples=1)
         return round_
@@ -362,6 +378,7 @@ def applied(federation: Federation, deployed: Deployed) -> None:
         deployed.s3.delete_object(Bucket=deployed.bucket, Key=ModelKeys("iam").current)
 
     begin("iam-next-1", bad=True).wait(SECONDS)
+    plan_again(deployed, "iam-next-1", attempt=1)
     forget_current()
     # And as if a round had been stopped while it ended, long ago.
     stopped = replace(model.version(1), number=3, round_id="iam-next-gone").to_json()
@@ -373,6 +390,7 @@ def applied(federation: Federation, deployed: Deployed) -> None:
         begin("iam-next-failed", bad=True, min_clients=2).wait(SECONDS)
     round_ = begin("iam-next-given-up")
     round_.wait(SECONDS)
+    plan_again(deployed, "iam-next-given-up", attempt=0)
     # As if it had been given up between its version's reservation and the manifest.
     forget_current()
     manifest = {"round": round_.id, "status": "failed", "error": "Stopped", "cause": "by hand"}
@@ -405,7 +423,7 @@ def trained(federation: Federation, deployed: Deployed) -> None:
     """Two trainings of a model, one after the other; the second one pauses with an error."""
     federation.model("iam-trained").put(update(0))
     optimizer = {"optimizer": "fedavg", "model": "iam-trained", "buffers": ["w"]}
-    options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
+    options: Any = {"server_optimizer": optimizer, "poll_interval": 0.2, "timeout": 60}
     training = federation.train("iam-training", rounds=1, evaluate_every=1, sample=1, **options)
     started = {"spec": training.spec().to_json(), "started": training.state().started_at}
     again = deployed.call("start_training", {"training": training.id, **started})
@@ -442,7 +460,7 @@ def trained_with_a_ticket(federation: Federation) -> None:
     federation.model("iam-ticket").put(update(0))
     optimizer = {"optimizer": "fedavg", "model": "iam-ticket"}
     base = {"batch_size": 16, "epochs": 1, "learning_rate": 0.1}
-    options: Any = {"server_optimizer": optimizer, "poll_seconds": 0.2, "timeout": 60}
+    options: Any = {"server_optimizer": optimizer, "poll_interval": 0.2, "timeout": 60}
     # The second round's assignment is among those that the first one has computed.
     options |= {"assignments": base}
     training = federation.train("iam-ticket", rounds=2, clients=["a"], **options)

@@ -13,9 +13,9 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 
 from gradshard import Federation
-from gradshard.client import ticket_training
-from gradshard.client.ticket_training import TicketTraining
+from gradshard.client import training_by_ticket
 from gradshard.client.training import Training
+from gradshard.client.training_by_ticket import TicketTraining
 from gradshard_core.errors import TicketError, TrainingNotFoundError
 from gradshard_core.records.training_state import Invitation
 from tests.e2e.deployed import Deployed, until
@@ -34,7 +34,7 @@ def start(federation: Federation, name: str, rounds: int) -> Training:
         clients=CLIENTS,
         server_optimizer={"optimizer": "fedavg", "model": name},
         evaluate_every=rounds,
-        poll_seconds=0.2,
+        poll_interval=0.2,
         timeout=120,
     )
 
@@ -52,7 +52,7 @@ def test_two_holders_of_tickets_train_to_the_bits_of_a_loop(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose notices are old at once, so that they are renewed at each look."""
-    monkeypatch.setattr(ticket_training, "RENEW_SECONDS", 2.0)
+    monkeypatch.setattr(training_by_ticket, "RENEW_SECONDS", 2.0)
     training = start(federation, "ticketed", 3)
     for client in CLIENTS:
         training.ticket(client).save(tmp_path / client)
@@ -89,7 +89,7 @@ def test_holders_of_tickets_take_part_in_a_buffered_training(
         rounds=3,
         clients=CLIENTS,
         server_optimizer={"optimizer": "fedavg", "model": "buffered-tickets"},
-        poll_seconds=0.2,
+        poll_interval=0.2,
         timeout=120,
     )
     for client in CLIENTS:
@@ -214,7 +214,7 @@ def test_the_command_joins_with_a_ticket(
         clients=["ann"],
         server_optimizer={"optimizer": "fedavg", "model": "by-command"},
         evaluate_every=1,
-        poll_seconds=0.2,
+        poll_interval=0.2,
     )
     monkeypatch.chdir(tmp_path)
     training.ticket("ann").save("ann.ticket")

@@ -111,7 +111,7 @@ def test_a_training_runs_by_itself_to_the_bits_of_a_loop(federation: Federation)
         clients=clients,
         server_optimizer={"optimizer": "fedavg", "model": "alone"},
         evaluate_every=2,
-        poll_seconds=0.2,
+        poll_interval=0.2,
     )
     with taking_part(federation, "alone", clients) as loops:
         state = training.wait(SECONDS)
@@ -148,7 +148,7 @@ def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_w
         min_clients=3,
         server_optimizer={"optimizer": "fedavg", "model": "killed"},
         evaluate_every=2,
-        poll_seconds=0.2,
+        poll_interval=0.2,
         repeats=20,
         repeat_after=1,
         # If all attempts at an update's event are killed, the deadline carries the round.
@@ -244,7 +244,7 @@ def test_a_program_in_another_language_takes_part(
         clients=["ann"],
         server_optimizer={"optimizer": "fedavg", "model": "program"},
         evaluate_every=1,
-        poll_seconds=0.2,
+        poll_interval=0.2,
     )
     runner = Program([sys.executable, str(program)])
     done = federation.participate("ann", runner.train, runner.evaluate, training="program")
@@ -269,7 +269,7 @@ def test_a_buffered_training_counts_every_update_once_and_can_be_replayed(
         clients=[*paces],
         server_optimizer={"optimizer": "fedavg", "model": "buffered"},
         evaluate_every=3,
-        poll_seconds=0.2,
+        poll_interval=0.2,
         repeats=20,
         repeat_after=1,
         timeout=90,

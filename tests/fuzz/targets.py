@@ -18,8 +18,8 @@ from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.tickets import Ticket
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.errors import PlanError, SpecError, UpdateError
-from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.codecs.scaled_block import BlockCodec
 from gradshard_core.formats.codecs.topk import CHUNK, INDEX_BYTES, TopK
 from gradshard_core.formats.compressed_updates import (
     ENCODED_KEY,

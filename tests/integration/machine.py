@@ -245,6 +245,8 @@ class Machine:
         """Call a function as a state of the machine does: again, if its errors allow it."""
         failures: Counter[_Rule] = Counter()
         while True:
+            if state == "PlanRound":
+                event |= {"retries": failures.total()}
             try:
                 return self.call(function, event)
             except FunctionError as failure:

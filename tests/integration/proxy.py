@@ -34,8 +34,8 @@ class Fault(NamedTuple):
     ----------
     kind
         Before the engine hears of the request: ``500``, ``503``, ``denied``, ``skewed``,
-        ``conflict``, ``rested`` or ``200`` (an error, in the body too) instead of an answer,
-        ``reset``, or ``half sent`` (a reset within the request's body).
+        ``replaced``, ``conflict``, ``rested`` or ``200`` (an error, in the body too) instead of an
+        answer, ``reset``, or ``half sent`` (a reset within the request's body).
         After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
         answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
         ``stall`` (no more bytes after half of them), ``hold`` (the other half when the proxy's
@@ -61,6 +61,7 @@ BEFORE = {
     "rested": (400, "RequestTimeout"),
     "conflict": (409, "ConditionalRequestConflict"),
     "denied": (403, "AccessDenied"),
+    "replaced": (400, "InvalidPart"),
     "skewed": (403, "RequestTimeTooSkewed"),
 }
 MOST_SKEW = timedelta(minutes=15)

@@ -280,7 +280,7 @@ def test_a_slow_read_waits_for_the_functions_timeout(
 ) -> None:
     """Each function but a task's, once: a byte at a time comes in time, and never ends."""
     drips = {
-        "collect_update": Fault("drip", "GET", "/spec.json"),
+        "collect_update": Fault("drip", "GET", "/callback.json"),
         "plan_round": Fault("drip", "GET", "/updates/b."),
         "finalize_round": Fault("drip", "GET", "/plan.json"),
         "abort_round": Fault("drip", "GET", "/spec.json"),

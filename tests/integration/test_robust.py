@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.ticket_issuer import issue_ticket
-from gradshard.client.ticket_round import TicketRound
 from gradshard_core.errors import PlanError
 from gradshard_core.s3.store import S3Store
 from tests import reference

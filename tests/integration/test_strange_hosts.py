@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from gradshard.client import presigned
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.ticket_issuer import issue_ticket
-from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import RoundKeys

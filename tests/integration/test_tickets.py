@@ -19,9 +19,9 @@ from gradshard.aws.client_store import ClientStore
 from gradshard.client import ticket_issuer
 from gradshard.client.compression import Compression
 from gradshard.client.residual import Residual
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket
 from gradshard.client.ticket_parts import PartUrls, encode_completion
-from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import PaddedContent, TensorContent
 from gradshard.utils import polling

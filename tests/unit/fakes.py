@@ -13,7 +13,12 @@ from typing import IO, Any
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.stack import Execution, Stack
 from gradshard.utils.crc64 import crc64_text
-from gradshard_core.errors import ChangedObjectError, StoreError, UpdateError
+from gradshard_core.errors import (
+    ChangedObjectError,
+    ReplacedPartError,
+    StoreError,
+    UpdateError,
+)
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.store import ANYTHING, ListedObject
@@ -184,8 +189,10 @@ class MemoryStore(ClientStore):
     def complete_upload(self, key: str, upload_id: str, parts: Sequence[Part]) -> None:
         if upload_id not in self.uploads:
             return
-        held = self.uploads.pop(upload_id)[1]
-        assert list(parts) == [self.parts[upload_id, number] for number in sorted(held)]
+        held = self.uploads[upload_id][1]
+        if list(parts) != [self.parts[upload_id, number] for number in sorted(held)]:
+            raise ReplacedPartError(f"{key}: InvalidPart")
+        del self.uploads[upload_id]
         self.objects[key] = b"".join(held[part.number] for part in parts)
         digests = b"".join(md5(held[part.number]).digest() for part in parts)
         self.etags[key] = f'{self._etag_of(digests)[:-1]}-{len(parts)}"'
@@ -197,6 +204,10 @@ class MemoryStore(ClientStore):
 
     def open_uploads(self, key: str) -> list[str]:
         return [upload_id for upload_id, (k, _) in reversed(self.uploads.items()) if k == key]
+
+
+class _PartBody(io.BytesIO):
+    etag = ""
 
 
 class MemoryWire:
@@ -215,12 +226,12 @@ class MemoryWire:
     @contextlib.contextmanager
     def part(
         self, key: str, upload_id: str, number: int, nbytes: int, start: bytes = b""
-    ) -> Iterator[io.BytesIO]:
-        body = io.BytesIO()
+    ) -> Iterator["_PartBody"]:
+        body = _PartBody()
         body.write(start)
         yield body
         body.seek(0)
-        self._store.upload_part(key, upload_id, number, body, nbytes)
+        body.etag = self._store.upload_part(key, upload_id, number, body, nbytes).etag
 
     @contextlib.contextmanager
     def object(self, key: str, nbytes: int) -> Iterator[io.BytesIO]:

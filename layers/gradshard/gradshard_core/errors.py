@@ -36,6 +36,10 @@ class UnsentError(StoreError):
     """S3 was too busy to take a stream, whose bytes have to be computed again."""
 
 
+class ReplacedPartError(StoreError):
+    """A part of an upload is not, or no longer, the one with which it was to be completed."""
+
+
 class UnreadableObjectError(StoreError):
     """S3 does not return an object: it is archived, or its KMS key is not allowed."""
 

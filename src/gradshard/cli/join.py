@@ -14,7 +14,7 @@ from gradshard_core.errors import TicketError
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
-    from gradshard.client.ticket_training import TicketTraining
+    from gradshard.client.training_by_ticket import TicketTraining
     from gradshard_core.records.training_state import Invitation
 
 
@@ -82,7 +82,7 @@ def join(
 
 def _held(path: Path, training: str, client: str) -> "TicketTraining":
     """Read a ticket, which must be that of the training and the client, and print its host."""
-    from gradshard.client.ticket_training import TicketTraining
+    from gradshard.client.training_by_ticket import TicketTraining
 
     held = TicketTraining.load(path)
     own = (held.ticket.training, held.ticket.client)

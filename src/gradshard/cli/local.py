@@ -8,7 +8,8 @@ import click
 
 from gradshard.cli.group import Commands
 from gradshard.cli.options import debuggable, json_option, port_option, quiet_option
-from gradshard.cli.output import confirm, print_json, waiting
+from gradshard.cli.output import confirm, print_json
+from gradshard.cli.progress import waiting
 from gradshard.deployment import local_engine as engines
 
 

@@ -17,7 +17,8 @@ from gradshard.cli.options import (
     quiet_option,
     ticket_option,
 )
-from gradshard.cli.output import cell, confirm, confirm_file, print_json, progress_bar
+from gradshard.cli.output import cell, confirm, confirm_file, print_json
+from gradshard.cli.progress import progress_bar
 from gradshard.cli.ticket import load
 from gradshard.cli.values import WholeNumberType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
@@ -82,8 +83,8 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
     "ε so far" is what the rounds up to a version have revealed about a client. Computing it needs
     the extra gradshard[privacy]. Without it, the command shows the sum of 1/z² over the rounds,
     where z is the noise multiplier of a round.
-    If clients were drawn in secret, a line below says what those can have learned who get nothing
-    but versions of the model.
+    If clients were drawn in secret, the last line has the ε against people who get the versions of
+    the model and nothing else.
     """
     handle = federation.model(name)
     versions, ledger = handle.history(), handle.privacy()
@@ -112,7 +113,7 @@ def show(federation: "Federation", name: str, as_json: bool) -> None:
     Console().print(table)
     from_models = _epsilon_from_models(ledger) if ledger.parts.drawn else None
     if from_models is not None:
-        click.echo(f"against people who get versions of the model alone: ε {from_models:.4g}")
+        click.echo(f"against people who get only versions of the model: ε {from_models:.4g}")
     if ledger.budget is not None:
         left = max(0.0, ledger.budget.allowance - ledger.spent)
         click.echo(
@@ -253,7 +254,7 @@ def _privacy(ledger: "PrivacyLedger", spent: float) -> dict[str, float | None]:
 
 
 def _epsilon_from_models(ledger: "PrivacyLedger") -> float | None:
-    """Return ε of all rounds against people who get versions of the model alone.
+    """Return ε of all rounds against people who get only versions of the model.
 
     Not of each version: a kind of draw takes the accountant a fifth of a second.
     """

@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gradshard.cli.options import connected, json_option, option, quiet_option
-from gradshard.cli.output import cell, confirm, print_json, waiting
+from gradshard.cli.output import cell, confirm, print_json
+from gradshard.cli.progress import waiting
 from gradshard.cli.show import STATE_STYLES, expected
 from gradshard.cli.values import WholeNumberType
 from gradshard.client.operations import STATES, LogLine

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gradshard.cli.options import connected, json_option, option
-from gradshard.cli.output import WIDE, cell, print_json, waiting
+from gradshard.cli.output import WIDE, cell, print_json
+from gradshard.cli.progress import waiting
 from gradshard.cli.values import WholeNumberType
 from gradshard.client.federation import Federation
 from gradshard.papers import topology_trials

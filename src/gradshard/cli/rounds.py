@@ -18,7 +18,8 @@ from gradshard.cli.options import (
     ticket_option,
 )
 from gradshard.cli.options_from_spec import round_options
-from gradshard.cli.output import confirm, confirm_file, print_json, progress_bar, waiting
+from gradshard.cli.output import confirm, confirm_file, print_json
+from gradshard.cli.progress import progress_bar, waiting
 from gradshard.cli.ticket import load, named
 from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize

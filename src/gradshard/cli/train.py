@@ -23,7 +23,8 @@ from gradshard.cli.options import (
     with_options,
 )
 from gradshard.cli.options_from_spec import declared_option, round_options
-from gradshard.cli.output import cell, confirm, is_quiet, print_json, waiting
+from gradshard.cli.output import cell, confirm, is_quiet, print_json
+from gradshard.cli.progress import waiting
 from gradshard.cli.ticket import write_ticket
 from gradshard.cli.training_view import (
     ROWS,

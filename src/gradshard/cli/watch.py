@@ -12,13 +12,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from gradshard.cli.options import connected, quiet_option, ticket_option
-from gradshard.cli.output import cell, confirm, is_quiet, waiting
+from gradshard.cli.output import cell, confirm, is_quiet
+from gradshard.cli.progress import waiting
 from gradshard.cli.show import STATE_STYLES, expected, render
 from gradshard.cli.ticket import load, named
 from gradshard.client.federation import Federation
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.round_eta import bytes_read, pace
 from gradshard.client.status import AGGREGATING, AWAITING, StatusPoller
-from gradshard.client.ticket_round import TicketRound
 from gradshard.utils.text import escape_terminal, format_duration, format_size, listed, pluralize
 
 REPORTS_PER_LOOK: Final = 32

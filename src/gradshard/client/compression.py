@@ -21,8 +21,8 @@ from gradshard.client.upload_source import Content, header_bytes
 from gradshard_core.aggregation import arithmetic, model_buffers
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
+from gradshard_core.formats.codecs.scaled_block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.topk import MOST, USUAL_FRACTION, TopK, entries_of
 from gradshard_core.formats.compressed_updates import (
     CODEC_KEY,

@@ -104,7 +104,8 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
             f"round {keys.round_id!r} has ended without a manifest ({execution.reason}); cancel "
             "it to clean up"
         )
-    if stack.store.head(keys.callback) is None:
+    # Planning deletes the callback.
+    if stack.store.head(keys.callback) is None and stack.store.head(keys.plan) is None:
         raise RoundStateError(f"round {keys.round_id!r} is just being opened; try again")
     event = {"round": keys.round_id, "deadline": True}
     return bool(stack.invoke("CollectUpdateFunctionName", event)["resumed"])

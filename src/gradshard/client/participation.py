@@ -110,7 +110,7 @@ def participate(
         S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
     """
     done: dict[bool, list[int]] = {False: [], True: []}
-    pause = _persistently(access.poll_seconds, patience)
+    pause = _persistently(access.poll_interval, patience)
     _join(access, patience)
     rejection_watch = RejectionWatch(access, on_rejection)
     worker = _persistently(
@@ -123,7 +123,9 @@ def participate(
         if state.status == ENDED:
             rejected = tuple(rejection_watch.rejected)
             return Participation(tuple(done[False]), tuple(done[True]), rejected, state)
-        if invitation is None or not access.is_invited(invitation):
+        if invitation is None:
+            continue
+        if not _persistently(lambda: access.is_invited(invitation), patience):  # noqa: B023 - called at once
             continue
         if _persistently(lambda: worker.answer(invitation), patience):  # noqa: B023 - called at once
             done[invitation.is_evaluation].append(invitation.number)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from gradshard_core.formats.signed_urls import UrlTable, find_url, numbers_of, urls_of
+from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning import limits
 from gradshard_core.s3.multipart import Part
 

@@ -3,7 +3,7 @@
 A ticket is a file of presigned URLs. S3 checks the signature of each, and with it the object's key,
 the method, the time, and for the upload its length and that there is no object yet. This module has
 the ticket and its file; :mod:`gradshard.client.ticket_issuer` makes tickets, and
-:mod:`gradshard.client.ticket_round` takes part in a round with one.
+:mod:`gradshard.client.round_by_ticket` takes part in a round with one.
 """
 
 import json
@@ -17,7 +17,7 @@ from gradshard.client.ticket_file import TicketFile
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
-from gradshard_core.formats.signed_urls import UrlTable, find_url, numbers_of, urls_of
+from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning.masking import Agreement
 from gradshard_core.records.ticket_urls import VERSION
 

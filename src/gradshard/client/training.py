@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from gradshard.client import operations
@@ -30,6 +31,7 @@ from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
 from gradshard_core.records.inbox import UncountedUpdate, count_rejected, list_waiting
 from gradshard_core.records.model_registry import read_current
+from gradshard_core.records.stored_lists import read_record
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSE,
@@ -118,8 +120,9 @@ class Training:
             keys = keys[-newest:]  # ids of rounds are in their order
         unread = [key for key in keys if key not in at_hand]
         with ThreadPoolExecutor(READERS) as pool:
-            at_hand |= dict(zip(unread, pool.map(store.get_json, unread), strict=True))
-        found = [at_hand[key] for key in keys if at_hand.get(key)]
+            read = pool.map(partial(read_record, store, self.keys), unread)
+            at_hand |= {key: record for key, record in zip(unread, read, strict=True) if record}
+        found = [at_hand[key] for key in keys if key in at_hand]
         order = ("number", "is_evaluation", "repetition")
         return sorted(found, key=lambda record: tuple(record[name] for name in order))
 
@@ -136,6 +139,8 @@ class Training:
             "training": self.id,
             "spec": spec.to_json(),
             **state.to_json(),
+            "silent": dict(state.silent),
+            "invitation": state.invitation and vars(state.invitation),
             "rounds": self.records(),
             **(self._inboxes_json(spec, state) if spec.is_buffered else {}),
         }

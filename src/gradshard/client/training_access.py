@@ -66,7 +66,7 @@ class TrainingAccess(Protocol):
     def client(self) -> str:
         """The client."""
 
-    def poll_seconds(self) -> float:
+    def poll_interval(self) -> float:
         """Return the seconds between two looks at the state."""
 
     def updates(self) -> str:
@@ -109,6 +109,7 @@ class Member:
     def __init__(self, stack: Stack, training: Training, client: str) -> None:
         self.client = client
         self._stack, self._training = stack, training
+        self._invited: tuple[str, bool] = ("", False)
 
     def join(self) -> None:
         """Let the training invite the client."""
@@ -122,9 +123,9 @@ class Member:
     def _spec(self) -> TrainingSpec:
         return self._training.spec()
 
-    def poll_seconds(self) -> float:
+    def poll_interval(self) -> float:
         """Return the seconds between two looks at the state."""
-        return self._spec.poll_seconds
+        return self._spec.poll_interval
 
     def updates(self) -> str:
         """Return what updates hold."""
@@ -142,7 +143,10 @@ class Member:
 
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
-        return invitation.is_open or self.client in invitation.clients
+        round_id, _ = self._invited
+        if round_id != invitation.round_id:  # of many clients, a piece of the list is read
+            self._invited = invitation.round_id, invitation.invites(self.client)
+        return self._invited[1]
 
     def assigned(self, invitation: Invitation) -> Invitation:
         """Return an invitation whose settings have the client's own assignment, if there is one."""

@@ -57,23 +57,25 @@ class ProgressReader:
     def __init__(self, store: S3Store) -> None:
         self._store = store
         self._round = ""
+        self._invited: tuple[str, ...] = ()
         self._read: dict[str, Arrival] = {}
 
     def read(self, invitation: Invitation) -> RoundProgress:
         """Return how far the round of an invitation is."""
         if invitation.round_id != self._round:
             self._round, self._read = invitation.round_id, {}
+            self._invited = tuple(invitation.clients)
         prefix = RoundKeys(invitation.round_id).updates
         entries = {
             entry.key.removeprefix(prefix).removesuffix(UPDATE_SUFFIX): entry
             for entry in self._store.list_objects(prefix)
         }
-        new = [c for c in invitation.clients if c in entries and c not in self._read]
+        new = [c for c in self._invited if c in entries and c not in self._read]
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(lambda client: self._arrival(entries[client]), new)
             self._read |= dict(zip(new, found, strict=True))
         means = metrics.average([(a.samples, a.metrics) for a in self._read.values()])
-        slow = tuple(c for c in invitation.clients if c not in self._read)
+        slow = tuple(c for c in self._invited if c not in self._read)
         return RoundProgress(dict(self._read), slow, means)
 
     def _arrival(self, entry: ListedObject) -> Arrival:

@@ -55,7 +55,7 @@ class TrainingOptions(RoundOptions, total=False):
     budget: Mapping[str, Any] | None
     repeats: int | None
     repeat_after: int | None
-    poll_seconds: float | None
+    poll_interval: float | None
 
 
 class ListedTraining(NamedTuple):

@@ -130,15 +130,15 @@ def read_claim(
     SpecError
         The round's rule measured the updates, and only the functions can read its weights.
     """
-    if spec.noised is not None:
+    if spec.aggregator_noise is not None:
         raise SpecError(
             f"round {keys.round_id!r} cannot be verified: it is private, and the key of its noise "
             "was deleted"
         )
-    if spec.decider is not None:
+    if spec.weighing_rule is not None:
         raise SpecError(
-            f"round {keys.round_id!r} cannot be verified: its rule {spec.decider.name} decided on "
-            "weights from measurements that only the functions can read"
+            f"round {keys.round_id!r} cannot be verified: its rule {spec.weighing_rule.name} "
+            "decided on weights from measurements that only the functions can read"
         )
     return _Reader(store, keys, spec, model_version, stated).read()
 

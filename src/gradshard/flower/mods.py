@@ -12,8 +12,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
 from gradshard.client.deltas import change_of
 from gradshard.client.mask import Mask
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.tensors import pack
-from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.flower.records import RECORD, read_arrays, view
 from gradshard_core.errors import UpdateError

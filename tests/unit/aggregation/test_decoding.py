@@ -54,7 +54,7 @@ def cuts(rng: np.random.Generator, layout: Layout, start: int, end: int) -> Iter
         for position in range(tensor.start, tensor.end, 2 if tensor.dtype == "BF16" else 4)
         if start < position < end
     ]
-    chosen = sorted(rng.choice(ends, min(len(ends), 20), replace=False)) if ends else []
+    chosen = sorted(rng.choice(ends, min(len(ends), 14), replace=False)) if ends else []
     for position in [*chosen, end]:
         yield position - start
         start = position

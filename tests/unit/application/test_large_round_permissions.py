@@ -55,6 +55,26 @@ def test_functions_that_check_who_is_expected_may_read_the_ids() -> None:
     }
 
 
+def test_those_that_ask_whom_a_training_invites_read_the_pieces() -> None:
+    """Clients, too; the other functions read a state without asking that."""
+    found = {f: granted(f).get("trainings/*/pieces/*") for f in FUNCTIONS}
+    assert {f: actions for f, actions in found.items() if actions} == {
+        "OpenRoundFunction": {"s3:GetObject"},  # of a round in a tree of noise
+        "AdvanceTrainingFunction": {"s3:GetObject", "s3:PutObject"},
+        "WriteNoticesFunction": {"s3:GetObject"},
+    }
+    policy = (Path(__file__).parents[3] / "docs" / "client-policy.json").read_text()
+    assert "trainings/TRAINING/pieces/*" in policy
+
+
+def test_metrics_that_tasks_read_are_for_the_training_alone() -> None:
+    found = {f: granted(f).get("rounds/*/metrics/*") for f in FUNCTIONS}
+    assert {f: actions for f, actions in found.items() if actions} == {
+        "AggregateShardFunction": {"s3:PutObject"},
+        "AdvanceTrainingFunction": {"s3:GetObject"},
+    }
+
+
 def test_planning_lists_versions_and_reads_what_tasks_have_read() -> None:
     assert "s3:GetObject" in granted("PlanRoundFunction")["rounds/*/task-reports/*"]
     [text] = re.findall(r"\n  PlanRoundFunctionRole:\n(.*?)(?=\n  \w+:\n)", TEMPLATE, re.DOTALL)

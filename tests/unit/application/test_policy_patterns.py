@@ -35,7 +35,7 @@ OWN = {
 HOSTILE = [
     *("a", "b", "c.safetensors", "a.json", "00000", "0", "1", "tasks", "updates", "update.json"),
     *("partial-updates", "rejections", "replans", "task-reports", "partial-sums"),
-    *("measurements", "decisions", "secrets", "noise", "pieces", "arrived"),
+    *("measurements", "decisions", "secrets", "noise", "pieces", "arrived", "metrics", "holders"),
     *("rounds", "models", "versions"),
     *("puts", "current", "model", "momentum", "arn", "BUCKET", *sorted(OWN)),
 ]
@@ -56,6 +56,7 @@ def round_keys(name: str) -> Iterator[str]:
         keys.piece("0a1b"),
         keys.expected("0a1b"),
         keys.arrivals(0),
+        keys.surveyed_metrics(0),
     )
 
 
@@ -68,7 +69,8 @@ def model_keys(name: str) -> Iterator[str]:
 
 def training_keys(name: str) -> Iterator[str]:
     keys = TrainingKeys(name)
-    yield from (keys.spec, keys.state)
+    yield from (keys.spec, keys.state, keys.piece("0a1b"))
+    yield from (keys.renewal_for(first, last) for first in CLIENTS for last in CLIENTS[:2])
     for client in CLIENTS:
         yield from (keys.member(client), keys.notice(client), keys.renewal(client))
     yield from (keys.record(keys.round_id(1, n, is_evaluation=n > 0)) for n in range(2))

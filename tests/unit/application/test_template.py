@@ -188,7 +188,9 @@ TRAININGS = {
     "${Bucket.Arn}/trainings/*/rounds/*": "the records of its rounds",
     "${Bucket.Arn}/trainings/*/notices/*": "what holders of tickets read",
     "${Bucket.Arn}/trainings/*/renewals/*": "what they write, to have it renewed",
+    "${Bucket.Arn}/trainings/*/holders/*": "what a function writes, to have those of many renewed",
     "${Bucket.Arn}/trainings/*/members/*": "who has joined",
+    "${Bucket.Arn}/trainings/*/pieces/*": "pieces of long lists in state and records",
 }
 
 
@@ -442,7 +444,11 @@ TOLD = {
         KEYS.masks,
         KEYS.refusal,
     ],
-    "TrainingTopic": [TrainingKeys("t").state, TrainingKeys("t").renewal("client-1")],
+    "TrainingTopic": [
+        TrainingKeys("t").state,
+        TrainingKeys("t").renewal("client-1"),
+        TrainingKeys("t").renewal_for("client-1", "client-2"),
+    ],
 }
 
 

@@ -88,7 +88,7 @@ def test_a_training_is_started_with_its_options_and_those_of_its_rounds(
     run: Run, federation: Federation
 ) -> None:
     extra = ("--client", "bo", "--client", "ann", "--timeout", "2m", "--sample", "0.5")
-    budget = ("--budget", '{"dollars": 2}', "--poll-seconds", "500ms", "--over-selection", "0.3")
+    budget = ("--budget", '{"dollars": 2}', "--poll-interval", "500ms", "--over-selection", "0.3")
     result = run(*START, *extra, *budget)
     assert result.exit_code != 0
     assert "'500ms' is not a duration" in result.output
@@ -101,7 +101,7 @@ def test_a_training_is_started_with_its_options_and_those_of_its_rounds(
         "sample": 0.5,
         "seed": 0,
         "budget": {"dollars": 2},
-        "poll_seconds": 5,
+        "poll_interval": 5,
     }
 
 

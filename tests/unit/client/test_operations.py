@@ -112,6 +112,11 @@ class TestClosing:
         with pytest.raises(RoundStateError, match="just being opened"):
             round_.close()
 
+    def test_of_a_round_that_is_planned(self, round_: Round, store: MemoryStore) -> None:
+        store.delete(round_.keys.callback)  # as planning does
+        store.put_json(round_.keys.plan, {})
+        assert not round_.close()
+
     def test_of_no_round(self, federation: Federation) -> None:
         with pytest.raises(RoundNotFoundError):
             federation.round("nope").close()

@@ -37,7 +37,7 @@ SPEC: dict[str, Any] = {
     "rounds": 9,
     "clients": ["ann", "bo"],
     "round": {"server_optimizer": "fedavg"},
-    "poll_seconds": 1,
+    "poll_interval": 1,
 }
 NOW = "2026-01-01T00:00:00+00:00"
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import ticket_file
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.ticket_file import TicketFile
 from gradshard.client.ticket_issuer import (
     FIRST_PART_STEPS,
@@ -27,7 +28,6 @@ from gradshard.client.ticket_issuer import (
     issue_ticket,
 )
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls, parse_part_list
-from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import Ticket
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.client.upload_source import PaddedContent, TensorContent

@@ -4,8 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.codecs.scaled_block import BlockCodec
 from tests.compressed import UNIT_BYTES, decode_unit
 
 SCALES = [

@@ -1,6 +1,7 @@
 """What a client may write: rejected in short words, in little memory; never a crash."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,7 @@ def test_a_reason_is_short_for_names_of_any_length() -> None:
         assert len(str(error.value)) < 300
 
 
+@cache
 def seeds(target: str) -> list[bytes]:
     return [file.read_bytes() for file in sorted((SEEDS / target).iterdir())]
 
@@ -80,16 +82,21 @@ def test_fuzz_seeds_hold(target: str) -> None:
         TARGETS[target](seed)
 
 
+PIECES = st.one_of(
+    st.binary(max_size=12),
+    st.sampled_from([word.encode("utf-8", "replace") for word in WORDS]),
+    st.just(b""),
+)
+
+
 @st.composite
 def mutated(draw: Any, target: str) -> bytes:
     """Cut pieces out of the seeds, and put others, words and noise in."""
-    words = [word.encode("utf-8", "replace") for word in WORDS]
-    pieces = st.one_of(st.binary(max_size=12), st.sampled_from(words), st.just(b""))
     data: bytes = draw(st.one_of(st.sampled_from(seeds(target)), st.binary(max_size=300)))
     for _ in range(draw(st.integers(0, 4))):
         start = draw(st.integers(0, len(data)))
         end = draw(st.integers(start, min(len(data), start + 20)))
-        data = data[:start] + draw(pieces) + data[end:]
+        data = data[:start] + draw(PIECES) + data[end:]
     return data
 
 

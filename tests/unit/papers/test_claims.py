@@ -15,7 +15,7 @@ from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, p
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import memory_projection, planner, pricing
+from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.projection import project
@@ -106,13 +106,11 @@ def test_a_tree_by_hand() -> None:
     )
     assert estimate.bill.s3_clients == pytest.approx(4 * (5e-6 + 0.4e-6))
     small = (4 * 256 + 256 + 472 + 256) / 1024 * 0.3
-    # With three others the looks are C(3 - m, j) / C(3, j) over m and j: 1, 1 + 1/3, 1 + 2/3 + 1/3,
-    # and 3; the last one looks for its own, and nobody lists.
-    assert pricing._looks(4) == pytest.approx((1 + 4 / 3 + 2 + 3 + 1, 0))
-    arrivals = (4 * 6 + 8) * 0.4e-6
+    # Three arrivals look for one client each, and the last one for all four.
+    arrivals = (4 * 3 + 3 + 4) * 0.4e-6
     # Opening, planning two levels, finalizing with its partial sums; and a read of each task's
     # report.
-    rest = (2 + 6 + 5) * 5e-6 + (1 + 3 + 2 + 1 + 3) * 0.4e-6
+    rest = (2 + 4 + 3) * 5e-6 + (3 + 3 + 2 + 1 + 3) * 0.4e-6
     assert estimate.bill.round_ == pytest.approx(small * 0.0000166667 + arrivals + rest)
 
 
@@ -121,8 +119,8 @@ def test_a_streamed_tree_by_hand() -> None:
     estimate = SYSTEMS["lambda_fl_streamed"](160 * MIB, setting)
     assert (estimate.tasks, estimate.memory_mb) == (3, setting.memory_mb)
     assert estimate.seconds == pytest.approx(2 * (0.2 + 320) + 1.5 + 0.3)
-    # Six inputs, three plans and a header; a sum and a report each.
-    assert (estimate.gets, estimate.puts) == (6 + 3 + 1, 3 * 2)
+    # Six inputs, and three plans with the header; a sum and a report each.
+    assert (estimate.gets, estimate.puts) == (6 + 3, 3 * 2)
 
 
 @pytest.mark.parametrize("nbytes", [10**6, 43_000_000, VGG16.nbytes, 3 * 10**9])
@@ -142,7 +140,7 @@ def test_shards_of_more_clients_than_a_task_holds_are_a_grid() -> None:
     estimate = gradshard_systems.shards(5 * 10**9, Setting(clients=200))
     # Four groups of fifty, and one task over their sums, for each shard.
     assert estimate.tasks == 5 * estimate.shards
-    assert estimate.gets == estimate.shards * (200 + 4) + estimate.tasks + 1
+    assert estimate.gets == estimate.shards * (200 + 4) + estimate.tasks
 
 
 def test_a_given_m_is_taken() -> None:

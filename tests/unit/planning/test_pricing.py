@@ -21,12 +21,13 @@ from gradshard_core.planning.pricing import Bill, Requests, Tasks
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.model_registry import Version
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
+from gradshard_core.rounds.waiting import Seen
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
 from gradshard_core.s3.transport import ResponseError
@@ -80,8 +81,9 @@ class CountedS3:
         self.objects[key] = (body, size)
         self.created[key] += 1
 
-    def delete_object(self, **_: Any) -> None:
+    def delete_object(self, *, Key: str, **_: Any) -> None:  # noqa: N803
         self.asked[FREE] += 1
+        self.objects.pop(Key, None)
 
     def delete_objects(self, **_: Any) -> dict[str, Any]:
         self.asked[FREE] += 1
@@ -199,12 +201,11 @@ def test_the_functions_make_the_requests_that_are_priced(
     s3.objects["models/model/current.json"] = (json.dumps(first).encode(), 1)
 
     open_round(store, "r", {"clients": names} | terms, started="2026-01-01T00:00:00Z", token="t")
-    # They come from the last to the first, and look from the first on: c0 is always missing.
-    monkeypatch.setattr(random, "sample", lambda names, count: sorted(names)[:count])
-    for client in reversed(names):
+    seen = Seen()
+    for client in names:
         key = keys.update(client)
         s3.create(key, update, len(update) + layout.nbytes)
-        assert collect_update(store, key, _etag(update).strip('"'))["status"] == "accepted"
+        assert collect_update(store, key, _etag(update).strip('"'), seen)["status"] == "accepted"
     request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
     plan_round(store, "r", request, aggregator=LambdaConfig(128, "arm64"))
     plan = parse_plan(json.loads(s3.objects[keys.plan][0]))
@@ -223,7 +224,6 @@ def test_the_functions_make_the_requests_that_are_priced(
     # So nothing is called or written at the deadline.
     assert cancelled == ["r"]
 
-    monkeypatch.setattr(pricing, "_looks", lambda _: (2 * (clients - 1) + 1, 0.0))
     models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
     before, lists = [measured] if measured else [], lists_of(parse_spec({"clients": names} | terms))
     counted = pricing.around(tasks, clients, models, before, lists)
@@ -244,14 +244,37 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
         report["products"] = {}
     for level in range(len(plan.levels)):
         for task in plan.tasks(level):
-            s3.create(keys.task_report(level, task.number), json.dumps(report).encode(), 1)
-            if plan.computation.measures:
-                continue
-            if plan.is_last(level):
+            done = report | {"task": task.number}
+            if plan.is_last(level) and not plan.computation.measures:
                 header = plan.layout.header.nbytes if task.number == 0 else 0
-                s3.parts.append(header + task.end - task.start)
-            else:
+                nbytes = header + task.end - task.start
+                s3.parts.append(nbytes)
+                done |= {"parts": [["", nbytes]] * len(plan.outputs)}
+            elif not plan.computation.measures:
                 s3.create(keys.partial_sum(0, level, task.number), b"", 1)
+            s3.create(keys.task_report(level, task.number), json.dumps(done).encode(), 1)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 12, 13, 22, 40])
+def test_looks_are_those_of_arrivals_at_one_warm_function(
+    monkeypatch: pytest.MonkeyPatch, clients: int
+) -> None:
+    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
+    names = [f"c{client}" for client in range(clients)]
+    for is_named in (True, False):
+        s3, seen, spec = (
+            CountedS3(),
+            Seen(),
+            parse_spec({"clients": names if is_named else clients}),
+        )
+        store, keys = S3Store("b", s3), RoundKeys("r")
+        s3.create(keys.callback, b'{"tokens": ["t"]}', 1)
+        for client in random.Random(clients).sample(names, clients):  # noqa: S311 - no secret
+            s3.create(keys.update(client), b"", 1)
+            is_last = len(s3.objects) == clients + 1
+            assert arrivals.resume_if_due(store, keys, spec, client, seen) == is_last
+        looks, listings = pricing._looks(clients, lists_of(spec))
+        assert s3.asked == Counter({GET: looks + 1, PUT: listings})  # and the callback
 
 
 @pytest.mark.parametrize("clients", [0, 1, 2, 9, 21, 22, 40])
@@ -270,22 +293,23 @@ def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
             else:
                 listings += len(others) > 20
                 looks += len(others) <= 20
-    assert pricing._looks(clients) == pytest.approx((looks / 3000, listings / 3000), rel=0.05)
+    found = pricing.looks_apart(clients)
+    assert found == pytest.approx((looks / 3000, listings / 3000), rel=0.05)
 
 
 def test_listings_of_many_have_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pricing, "_looks", lambda clients: (2.0 * clients, 4.0))
+    monkeypatch.setattr(pricing, "_looks", lambda clients, _: (2.0 * clients, 4.0))
     one, some, many = (pricing.around([1], clients) for clients in (1, 500, 2500))
-    assert some.gets - one.gets == 499 * (6 + 2)
+    assert some.gets - one.gets == 499 * (3 + 2)
     assert some.puts == one.puts
-    # No looks, but marks; and five pieces of contributors, which the manifest has, too.
-    assert many.gets - one.gets == 2499 * 6 - 2 + 2500 + 5
-    # A mark and a listing of them instead of four listings; planning's two have three pages each.
-    assert many.puts - one.puts == 2 * 2500 - 4 + 2 + 3 + 2 * 5
-    # 2,001 parts, and 4,002 partial sums of one level, whose tasks are one object more; and the
-    # records of all tasks in twelve pieces.
+    # Marks; and five pieces of contributors, which the manifest has, too.
+    assert many.gets - one.gets == 2499 * (3 + 2) + 2500 + 5
+    # A mark.
+    assert many.puts - one.puts == 2500 + 2 * 5
+    # 4,002 partial sums of one level, whose tasks are one object more; and the records of all tasks
+    # in twelve pieces.
     deep = pricing.around([4002, 2001], 1)
-    assert deep.puts - one.puts == 2 + 5 + 1 + 12
+    assert deep.puts - one.puts == 5 + 1 + 12
     assert deep.gets - one.gets == 6002
 
 
@@ -311,8 +335,8 @@ def test_tasks_in_batches_by_hand() -> None:
     # 83 tasks, seven arrivals, the result, open, plan, and finalize after each level.
     assert bill.requests == pytest.approx((83 + 7 + 1 + 4) * 0.2e-6)
     assert bill.events == pytest.approx((7 + 1) * 0.5e-6 + 1e-6)
-    looks, listings = (round(number) for number in pricing._looks(7))
-    around = (1 + 5 * 7 + looks + 10 + 85 + 1) * 0.4e-6 + (2 + listings + 6 + 5) * 5e-6
+    # Six arrivals look for one client each, and the last one for seven.
+    around = (3 + 2 * 7 + 13 + 10 + 85 + 1) * 0.4e-6 + (2 + 4 + 3) * 5e-6
     assert bill.round_ == pytest.approx(
         (7 * 256 + 256 + 472 + 256) / 1024 * 0.3 * 0.0000166667 + around
     )

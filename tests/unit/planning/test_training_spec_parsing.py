@@ -164,7 +164,7 @@ EXAMPLES: dict[str, Any] = {
     "budget": {"dollars": 2, "seconds": 60},
     "repeats": 0,
     "repeat_after": 60,
-    "poll_seconds": 0.5,
+    "poll_interval": 0.5,
 }
 
 
@@ -193,7 +193,8 @@ def test_every_option_survives_json(name: str) -> None:
         ({"sample": 0.5}, 8, 4, 4),
         ({"sample": 10, "over_selection": 0.3}, 100, 13, 10),
         ({"sample": 10, "over_selection": 0.3}, 11, 11, 10),
-        ({}, 9000, 4096, 4096),
+        ({}, 9000, 9000, 9000),
+        ({}, 120_000, 100_000, 100_000),
         (BUFFERED, 7, 7, 3),
         (BUFFERED, 2, 2, 2),
     ],

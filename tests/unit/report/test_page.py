@@ -70,7 +70,7 @@ def test_shows_settings_clients_and_times_of_a_round() -> None:
     for words in (
         "8 of 12", "Round  r1", "M = 4", "44.7 MB", "62 tensors", "fedavg", "sequential",
         "mallory", "holds a NaN", "tardy", "gone-1", "2026-03-01 12:07:00 UTC",
-        "98 MB projected", "256 MB", "2 cold starts", "7.1 s", "40", "$0.45",
+        "98 MB projected", "256 MB", "2 cold starts", "7.1 s", "40", "$0.41",
     ):  # fmt: skip
         assert words in text, words
 

@@ -12,7 +12,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records import model_registry
-from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds import arrivals, aws_callbacks, waiting
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.collect_update import collect_update
@@ -105,9 +105,9 @@ def test_an_update_to_a_round_that_failed_before_it_was_planned_is_late() -> Non
 
 def test_the_newest_tokens_are_kept() -> None:
     store = MemoryStore()
-    tokens = [f"token-{number}" for number in range(arrivals.TOKENS_KEPT + 3)]
+    tokens = [f"token-{number}" for number in range(waiting.TOKENS_KEPT + 3)]
     for token in tokens:
-        arrivals.keep_token(store, KEYS, token)
+        waiting.keep_token(store, KEYS, token)
     assert store.get_json(KEYS.callback)["tokens"] == tokens[3:]
 
 
@@ -121,7 +121,7 @@ class Contested(MemoryStore):
 @pytest.mark.parametrize(
     "write",
     [
-        lambda store: arrivals.keep_token(store, KEYS, "token"),
+        lambda store: waiting.keep_token(store, KEYS, "token"),
         lambda store: model_registry.reserve(store, model_registry.Version("m", 1, TENSORS, "r1")),
     ],
     ids=["keep_token", "reserve"],

@@ -5,15 +5,18 @@ those of a hundred thousand do.
 """
 
 import itertools
+import json
 import math
 import random
 import threading
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradshard.client.model import Model
 from gradshard.client.status import StatusPoller
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.noise import NoiseSource
@@ -23,9 +26,9 @@ from gradshard_core.errors import (
     StoreError,
     UnreadableObjectError,
 )
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import is_in_pieces
-from gradshard_core.planning import large_rounds, pricing
+from gradshard_core.planning import large_rounds, pricing, training_cost
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.pricing import Lists
@@ -33,9 +36,11 @@ from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
+from gradshard_core.records.training_state import change_state
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.stragglers.assignments import Assignment
+from gradshard_core.trainings.start_training import start_training
 from tests import reference
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine, Told
@@ -48,16 +53,16 @@ PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
 
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
-    monkeypatch.setattr("gradshard_core.planning.plan_json.PIECE", PIECE)
-    monkeypatch.setattr("gradshard_core.rounds.first_plan.PIECE", PIECE)
-    monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
-    for module in ("planning.pricing", "rounds.arrivals"):
+    # Where a number is from comes last: a module that is imported here would keep the lower one.
+    for module in ("planning.plan_json", "rounds.first_plan", "planning.large_rounds"):
+        monkeypatch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
+    for module in ("rounds.arrivals", "planning.pricing"):
         # Not more than there are others in a piece.
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
-    monkeypatch.setattr("gradshard_core.planning.large_rounds.PIECE", PIECE)
-    for module in ("planning.large_rounds", "rounds.first_plan"):
+    for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
+    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
 
 
 def client(number: int) -> str:
@@ -626,6 +631,89 @@ def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
                 larger,
                 then,
             )
+
+
+def test_an_arrival_in_an_eager_round_lists_only_if_its_group_may_be_complete(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, told: Told
+) -> None:
+    """Groups of four, of which the last client alone lists the 48 updates."""
+    ids = list(map(client, range(48)))
+    eager = {"topology": "grid", "fan_in": 4, "weights": "counts", "eager": True}
+    layout = {"w": {"dtype": "F32", "shape": [5]}}
+    machine.open(clients=ids, layout=layout, **eager)
+    updates, resumed, lists = updates_of(48), [], []
+    for number in map(int, np.random.default_rng(3).permutation(48)):
+        with monkeypatch.context() as patched:
+            counting = Counting(machine, patched)
+            etag = submit(machine, number, updates[number])
+            outcome = machine.collect(client(number), etag)
+        there = {key for key in machine.store.objects if key.startswith(machine.keys.updates)}
+        group = ids[number // 4 * 4 :][:4]
+        is_last = all(machine.keys.update(name) in there for name in group)
+        lists.append(counting.counts["collect_update", "list"])
+        assert (lists[-1] > 0) == is_last
+        assert counting.counts["collect_update", "get"] <= 8 + 3  # the others of its group
+        resumed.append((outcome["resumed"], is_last))
+    # A 48th of the groups is one.
+    assert all(is_resumed == is_last for is_resumed, is_last in resumed)
+    assert sum(lists) <= 12 * 3
+    machine.finish()
+    samples = [number % 7 + 1 for number in range(48)]
+    average = np.average([update["w"] for update in updates], axis=0, weights=samples)
+    np.testing.assert_allclose(np.frombuffer(result_of(machine), "f4"), average, rtol=1e-4)
+
+
+def requests_of_training(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int
+) -> Requests:
+    """Return the requests of a training's first round, to which it invites all who have joined."""
+    name = f"t{clients}"
+    Model(MemoryStack(machine.store), name).put({"w": np.zeros(5, "f4")})
+    keys, optimizer = TrainingKeys(name), {"optimizer": "fedavg", "model": name}
+    fields = {"rounds": 2, "round": {"server_optimizer": optimizer}}
+    start_training(machine.store, name, fields, started="2026-01-01T00:00:00+00:00")
+    ids = list(map(client, range(clients)))
+    for number in range(clients):
+        machine.store.put_bytes(keys.member(ids[number]), b"")
+    silent = dict.fromkeys(ids[::2], 1)
+    change_state(machine.store, keys, lambda state: replace(state, silent=silent))
+    with monkeypatch.context() as patched:
+        counting = Counting(machine, patched)
+        asked = {"training": name, "run": 1}
+        invited = machine.step("advance_training", **asked, step=0)
+        machine.begin(invited["round"])
+        machine.open(**invited["spec"])
+        for number, update in enumerate(updates_of(clients)):
+            if number % 10:  # the others are silent
+                stated = {"num_samples": "1", "metrics": json.dumps({"loss": number})}
+                body = reference.encode(update, stated)
+                machine.store.put_bytes(machine.keys.update(ids[number]), body)
+        run(machine, DUE)
+        assert machine.step("advance_training", **asked, step=1)["status"] == "round"
+    record = machine.store.get_json(keys.record(invited["round"]))
+    sent = [number for number in range(clients) if number % 10]
+    assert record["metrics"] == {"loss": pytest.approx(sum(sent) / len(sent))}
+    return of_functions(counting.counts)
+
+
+def test_no_kind_of_request_of_a_training_grows_faster_than_whom_it_invites(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = (30, 120, 480)
+    found = {clients: requests_of_training(machine, monkeypatch, clients) for clients in sizes}
+    assert found[480]["advance_training", "invocations"] == 2
+    for asked in found[480]:
+        for smaller, larger in itertools.pairwise(sizes):
+            before, then = found[smaller][asked], found[larger][asked]
+            assert then <= larger / smaller * before + 20, (asked, smaller, before, larger, then)
+    # The two calls invite twice and close one round, a tenth of whose clients are silent.
+    counted = training_cost.of_functions(480)
+    assert 0.8 * counted.gets < found[480]["advance_training", "get"] <= counted.gets
+    pieces = large_rounds.pieces(480)
+    puts = found[480]["advance_training", "put"] + found[480]["advance_training", "list"]
+    # Tasks write the metrics; who is invited and who is silent is written twice.
+    most = counted.puts - pieces + 2 * pieces + -(-480 // LISTED)
+    assert 0.7 * most < puts <= most
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)

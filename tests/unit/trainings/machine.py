@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -61,6 +61,14 @@ class TaskError(Exception):
     def __init__(self, error: str, cause: str) -> None:
         super().__init__(f"{error}: {cause}")
         self.error, self.cause = error, cause
+
+
+class KeptState(NamedTuple):
+    """A state as it was written once: its version, content and step."""
+
+    head: Any
+    body: bytes
+    step: int
 
 
 class DyingStore(MemoryStore):
@@ -197,6 +205,30 @@ class Machine:
         [*_, payload] = self.stack.trainings.started
         self.execute(self.keys.execution(run), json.loads(payload))
         return self.state
+
+    def keep_state(self) -> KeptState:
+        """Return the state as it is written now."""
+        key = self.keys.state
+        return KeptState(self.store.head(key), self.store.objects[key], self.state.step)
+
+    def call_late(self, kept: KeptState, *, later: timedelta) -> dict[str, Any]:
+        """Advance as a call does that has read a state before it was replaced, and decides late."""
+        store, key, now = self.store, self.keys.state, self.now
+        head, get, heads, bodies = store.head, store.get_bytes, [kept.head], [kept.body]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                store, "head", lambda name: heads.pop() if name == key and heads else head(name)
+            )
+            patch.setattr(
+                store,
+                "get_bytes",
+                lambda name: bodies.pop() if name == key and bodies else get(name),
+            )
+            self.now += later
+            answer = advance_training(store, NAME, run=1, step=kept.step, aggregator=AGGREGATOR)
+        self.now = now
+        assert not heads
+        return answer
 
     # ------------------------------------------------------------------------ the state machine
 

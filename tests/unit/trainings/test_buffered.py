@@ -428,6 +428,32 @@ def test_a_late_step_and_late_events_of_a_training_that_has_ended_change_nothing
     assert machine.store.objects == before
 
 
+def test_a_late_call_that_would_end_the_training_rejects_no_update(
+    new_machine: NewMachine,
+) -> None:
+    """Updates wait in each round, of which the next one takes two."""
+    clients = [f"c{number}" for number in range(6)]
+    machine, kept = new_machine({}), []
+
+    def send(invitation: Invitation) -> None:
+        if invitation.number == 1:
+            for client in clients:
+                etag = machine.send(client, invitation)
+                assert machine.collect(client, 1, etag)["status"] == "accepted"
+        if invitation.number == 2:
+            kept.append(machine.keep_state())
+        if invitation.number == 3:
+            before = {*machine.store.objects}
+            assert machine.call_late(kept[0], later=timedelta(days=2))["round"] == "t-00003"
+            assert {*machine.store.objects} == before
+
+    machine.before_round = send
+    budget = {"seconds": 86400}
+    state = machine.start(**options(clients=clients, rounds=3, max_staleness=5, budget=budget))
+    assert (state.completed, state.cause) == (3, "all 3 rounds have completed")
+    assert {verdict(machine, client, 1) for client in clients} == {"counted"}
+
+
 def robust(rule: dict[str, Any], **more: Any) -> dict[str, Any]:
     optimizer = {"optimizer": "fedavg", "updates": "deltas"}
     return (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.mask import Mask, make_identity
-from gradshard.client.ticket_round import TicketRound
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.tickets import ticket_of
 from gradshard.client.upload_source import PaddedContent, content_of
 from gradshard_core.errors import SpecError, UpdateError

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.trainings.pause_training import pause_training
 from tests import reference
 from tests.unit.aggregation.test_noise_tree import dyadic
-from tests.unit.trainings.machine import MODEL, Machine, training_of
+from tests.unit.trainings.machine import MODEL, KeptState, Machine, training_of
 
 CLIENTS = [f"c{number:02}" for number in range(24)]
 DP = {"clip": 64.0, "noise_multiplier": 2.0, "delta": 1e-5}
@@ -395,6 +396,26 @@ def test_a_function_that_dies_at_any_request_deletes_keys_and_counts_a_round_onc
         assert (state.completed, state.tree) == (4, expected.tree)
         assert keys_there(machine) == []
         assert read_ledger(machine.store, machine.model.name).spent == 3 / 4
+
+
+def test_a_late_call_that_would_end_the_training_deletes_no_key_that_is_needed(
+    machine: Machine,
+) -> None:
+    """Lambda may repeat a call whose first try has written the state long ago."""
+    kept: list[KeptState] = []
+
+    def call_late(invitation: Invitation) -> None:
+        if invitation.number == 3:
+            kept.append(machine.keep_state())
+        if invitation.number == 4:
+            there = keys_there(machine)
+            assert machine.call_late(kept[0], later=timedelta(days=2))["round"] == "t-00004"
+            assert keys_there(machine) == there == ["t-00002", "t-00003"]
+
+    machine.before_round = call_late
+    state = machine.start(**options(budget={"seconds": 86400}))
+    assert (state.status, state.completed) == ("ended", 6)
+    assert keys_there(machine) == []
 
 
 def test_the_budget_stops_a_tree_before_it_becomes_deeper(machine: Machine) -> None:

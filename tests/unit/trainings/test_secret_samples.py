@@ -62,7 +62,9 @@ def invited(machine: Machine) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
 
     def note(invitation: Invitation) -> None:
-        assert found.setdefault(invitation.round_id, invitation.clients) == invitation.clients
+        assert (
+            found.setdefault(invitation.round_id, tuple(invitation.clients)) == invitation.clients
+        )
 
     machine.before_round = note
     return found

@@ -10,8 +10,8 @@ from typing import Final, Protocol
 import numpy as np
 
 from gradshard_core.aggregation.arithmetic import Array, finish
-from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS
+from gradshard_core.formats.codecs.scaled_block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.topk import TopK
 from gradshard_core.formats.compressed_updates import ENCODABLE, EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES

@@ -313,8 +313,8 @@ class RobustRule:
         least = max(self._least, _three(self.settings))
         if self.layer_quorum is not None and not least <= self.layer_quorum <= expected:
             raise SpecError(
-                f"rule {self._stated}: layer_quorum is not from {least}, the fewest updates of "
-                f"which it tolerates a bad one, to the {expected} that are expected"
+                f"rule {self._stated}: layer_quorum is not from {least} to {expected}: of fewer "
+                f"updates the rule tolerates no bad one, and {expected} are expected"
             )
 
     @property

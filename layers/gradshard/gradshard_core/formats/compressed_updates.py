@@ -14,8 +14,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.codecs.block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.registry import CODECS, Codec, codec_named, list_names
+from gradshard_core.formats.codecs.scaled_block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import Header, parse_header, parse_json

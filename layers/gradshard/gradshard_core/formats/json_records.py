@@ -34,6 +34,6 @@ def decode(key: str, body: bytes, read: Callable[[Any], T]) -> T:
         ) from error
 
 
-def as_it_is(value: Any) -> Any:
+def unchanged(value: Any) -> Any:
     """Read a document as its JSON."""
     return value

@@ -32,7 +32,8 @@ _UPDATE_KEY: Final = re.compile(
 )
 _RENEWAL_KEY: Final = re.compile(
     rf"{TRAININGS}(?P<training>{_TRAINING_ID.pattern})/"
-    rf"(?:state\.json|renewals/(?P<client>{_ID.pattern}){re.escape(RENEWAL_SUFFIX)})"
+    rf"(?:state\.json|(?:renewals/(?P<client>{_ID.pattern})"
+    rf"|holders/(?P<first>{_ID.pattern})@(?P<last>{_ID.pattern})){re.escape(RENEWAL_SUFFIX)})"
 )
 
 
@@ -154,18 +155,25 @@ def parse_update_key(key: str) -> UpdateKey | None:
 
 
 class RenewalKey(NamedTuple):
-    """Training and client of a renewal request's key; the client is None in the key of a state."""
+    """What the key of a request for renewal names: a training, and the clients that it is for.
+
+    These are from the first to the last one; in the key of a state, both are None.
+    """
 
     training: str
-    client: str | None
+    first: str | None
+    last: str | None
 
 
 def parse_renewal_key(key: str) -> RenewalKey | None:
-    """Read training and client from a key of a renewal request or a state; None for other keys."""
+    """Read what the key of a request for renewal, or of a state, names; None for other keys."""
     match = _RENEWAL_KEY.fullmatch(key)
-    if match is None or not (match["client"] is None or is_client(match["client"])):
+    if match is None:
         return None
-    return RenewalKey(match["training"], match["client"])
+    first, last = match["client"] or match["first"], match["client"] or match["last"]
+    if not all(client is None or is_client(client) for client in (first, last)):
+        return None
+    return RenewalKey(match["training"], first, last)
 
 
 class InboxId(NamedTuple):
@@ -212,6 +220,7 @@ class RoundKeys:
         self.layout = f"{root}layout.header"
         self.state_layout = f"{root}state-layout.header"
         self.task_reports = f"{root}task-reports/"
+        self.metrics = f"{root}metrics/"
         self.partial_sums = f"{root}partial-sums/"
         self._tasks = f"{root}tasks/"
         self.result = f"{root}update.safetensors"
@@ -270,6 +279,10 @@ class RoundKeys:
         """Return the key of what a task has to say of its work."""
         return f"{self.task_reports}{level}/{task:05d}.json"
 
+    def surveyed_metrics(self, task: int) -> str:
+        """Return the key of the metrics that a task has read, which clients may not read."""
+        return f"{self.metrics}{task:05d}.json"
+
     def reported_level(self, key: str) -> int | None:
         """Return the level of the task whose report has this key; None if it is no report's."""
         match = _REPORT.fullmatch(key.removeprefix(self.task_reports))
@@ -325,6 +338,7 @@ class TrainingKeys:
         self.members = f"{root}members/"
         self.records = f"{root}rounds/"
         self.notices = f"{root}notices/"
+        self._pieces = f"{root}pieces/"
         self.inboxes = f"{ROUNDS}{self.name}-from-"
 
     def notice(self, client: str) -> str:
@@ -335,9 +349,21 @@ class TrainingKeys:
         """Return the key that a ticket's holder writes, to have its notice renewed."""
         return f"{self.root}renewals/{check_id('client', client)}{RENEWAL_SUFFIX}"
 
+    def renewal_for(self, first: str, last: str) -> str:
+        """Return the key that a function writes, to have the notices of many clients written.
+
+        No id has the character between them.
+        """
+        check_id("client", first)
+        return f"{self.root}holders/{first}@{check_id('client', last)}{RENEWAL_SUFFIX}"
+
     def member(self, client: str) -> str:
         """Return the key by whose object a client has joined."""
         return f"{self.members}{check_id('client', client)}{MEMBER_SUFFIX}"
+
+    def piece(self, name: str) -> str:
+        """Return the key of a piece of a long list: in its state, or in a record."""
+        return f"{self._pieces}{name}.json"
 
     def record(self, round_id: str) -> str:
         """Return the key of the record of one of its rounds."""

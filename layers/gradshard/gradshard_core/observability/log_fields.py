@@ -80,7 +80,7 @@ def subject(event: Event) -> dict[str, Any]:
         if update := parse_update_key(key):
             return _cut({"round": update.round_id, "contributor": update.client})
         if renewal := parse_renewal_key(key):
-            return _cut({"training": renewal.training, "contributor": renewal.client})
+            return _cut({"training": renewal.training, "contributor": renewal.first})
         return _cut({"key": key})
     known: dict[str, Any] = {name: event[name] for name in SUBJECTS if name in event}
     if task := event.get("task"):

@@ -74,7 +74,9 @@ STEP_BYTES: Final = 12 * STEP_ELEMENTS * 8
 float64."""
 
 
-def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int = 0) -> int:
+def plan_bytes(
+    contributors: int, *, layers: int = 0, spans: int = 0, runs: int = 0, headers: int = 0
+) -> int:
     """Return the size of a plan's JSON, as it counts for a task's memory.
 
     A task holds at most two pieces of the contributors: the one that it has read last, and the one
@@ -90,11 +92,13 @@ def plan_bytes(contributors: int, *, layers: int = 0, spans: int = 0, runs: int 
         The number of the layout's spans.
     runs
         The number of runs beyond the first of each contributor.
+    headers
+        The bytes of the headers that it holds.
     """
     held = min(contributors, 2 * PIECE)
     each = PLAN_BYTES_PER_PLACE + PLAN_BYTES_PER_WEIGHT * layers
     total = PLAN_BYTES_PER_CLIENT * held + each * contributors
-    return total + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs
+    return total + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs + headers
 
 
 def compared_layer_bytes(inputs: int) -> int:

@@ -26,8 +26,7 @@ MAX_CLIENTS: Final = 100_000
 
 MAX_NAMED: Final = 4096
 """The most clients of a round that looks at each of them by name: an eager or a masked one, or one
-of partial updates. Trainings invite no more: their state names each client, and one function reads
-the metrics of all."""
+of partial updates."""
 
 MAX_VERSION: Final = 99_999_999
 """The keys of versions have eight digits."""

@@ -2,7 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError
@@ -10,17 +10,43 @@ from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 
+IN_PLAN_BYTES: Final = 64 * 1024
+"""A header of up to this size is in the plan: an object of its own is a request more."""
+
+
+class ObjectReads(Protocol):
+    """Reads objects."""
+
+    def get_bytes(self, key: str) -> bytes | None:
+        """Read a small object; None if there is none."""
+
 
 class StoredHeader(NamedTuple):
-    """Size and SHA-256 of a safetensors header that planning wrote to an object of its own."""
+    """A safetensors header of what tasks write.
+
+    Parameters
+    ----------
+    nbytes, sha256
+        Its size, and its SHA-256.
+    text
+        Its JSON; empty if it is too large for the plan, and in an object of its own.
+    """
 
     nbytes: int
     sha256: str
+    text: str = ""
 
     @classmethod
     def of(cls, header: bytes) -> "StoredHeader":
-        """Measure a header."""
-        return cls(len(header), hashlib.sha256(header).hexdigest())
+        """Describe a header, which is in the plan if it is short."""
+        text = header[PREFIX_BYTES:].decode() if len(header) <= IN_PLAN_BYTES else ""
+        return cls(len(header), hashlib.sha256(header).hexdigest(), text)
+
+    @property
+    def in_plan(self) -> bytes | None:
+        """The header that is in the plan."""
+        text = self.text.encode()
+        return len(text).to_bytes(PREFIX_BYTES, "little") + text if text else None
 
 
 NO_HEADER: Final = StoredHeader(0, "")
@@ -37,7 +63,7 @@ class Output(NamedTuple):
     upload_id
         The multipart upload that becomes it.
     header_key, header
-        The object that has its safetensors header, and what that header must be. The first task
+        Its safetensors header, and the object that has it if it is not in the plan. The first task
         writes the header in front of its part.
     nbytes
         Size of its tensors.
@@ -49,14 +75,15 @@ class Output(NamedTuple):
     header: StoredHeader
     nbytes: int
 
-    def check_header(self, header: bytes | None) -> bytes:
-        """Return the header that was read if it is the planned one.
+    def read_header(self, store: ObjectReads) -> bytes:
+        """Return the planned header.
 
         Raises
         ------
         BrokenObjectError
-            The object is missing, or another one.
+            The object that has it is missing, or another one.
         """
+        header = self.header.in_plan or store.get_bytes(self.header_key)
         if header is None or len(header) != self.header.nbytes:
             raise BrokenObjectError(
                 f"{self.header_key} has {len(header or b'')} bytes, not the planned "
@@ -67,9 +94,9 @@ class Output(NamedTuple):
             raise BrokenObjectError(f"{self.header_key} is not the one that was planned")
         return header
 
-    def layout(self, header: bytes | None) -> Layout:
-        """Parse the header that was read, after :meth:`check_header`."""
-        header = self.check_header(header)
+    def read_layout(self, store: ObjectReads) -> Layout:
+        """Parse the planned header, as :meth:`read_header` reads it."""
+        header = self.read_header(store)
         return parse_header(header[PREFIX_BYTES:], len(header) + self.nbytes).layout
 
 

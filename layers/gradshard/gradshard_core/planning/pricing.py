@@ -7,8 +7,11 @@ from typing import Final, NamedTuple
 from gradshard_core.planning import aws_prices, large_rounds, limits, speeds
 
 HEADS_BEFORE_LIST: Final = 20
-"""Expected clients that an arrival looks for before it lists all. If there are no others, it lists
-nothing. In larger rounds 12 would cost least, by 2 %."""
+"""Expected clients, not seen before, that an arrival looks for before it lists all. If there are no
+others, it lists nothing. In larger rounds 12 would cost least, by 2 %."""
+
+LOOKS_OF_A_LIST: Final = 12
+"""Looks that cost less than a listing."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,8 @@ class Lists(NamedTuple):
     Parameters
     ----------
     is_named
-        Whether the round expects clients by their ids.
+        Whether the round expects clients by their ids, and all of them. In another small round each
+        arrival lists the updates.
     ids_in_pieces
         Whether the ids are stored in pieces.
     assigns
@@ -140,14 +144,17 @@ class Lists(NamedTuple):
         Whether the manifest lists the clients whose updates a rule has clipped, at most all.
     draws_noise
         Whether a key of noise is kept until the round ends.
+    waits_again
+        Whether the round waits more than once, so that each arrival reads its spec and plan.
     """
 
-    is_named: bool = False
+    is_named: bool = True
     ids_in_pieces: bool = False
     assigns: bool = False
     has_speeds: bool = False
     shows_clipped: bool = False
     draws_noise: bool = False
+    waits_again: bool = False
 
 
 NO_LISTS: Final = Lists()
@@ -279,8 +286,8 @@ def around(
 ) -> Requests:
     """Count the small functions' requests in a round that goes straight through.
 
-    Up to 1,000 clients are expected by name, and more by their number, unless ``lists`` says
-    otherwise. The number of others that an arrival looks for is its expected value.
+    Arrivals come one after another to one warm function. In rounds of more than 1,000 clients, the
+    number of others that an arrival looks for is its expected value.
     tests/unit/planning/test_pricing.py compares the count with the functions' requests.
 
     Parameters
@@ -296,30 +303,32 @@ def around(
     lists
         The objects of the round besides its plan and its result.
     """
-    *below, parts = tasks
+    below = tasks[:-1]
     recorded = large_rounds.is_recorded(clients)
-    # In a large round each arrival lists the marks, which takes one request.
-    is_named = lists.is_named or not recorded
-    looks, listings = _looks(clients) if is_named else (0.0, float(clients))
+    looks, listings = _looks(clients, lists)
     pages = 1 if recorded else _pages(clients)
+    is_complete = lists.is_named and not large_rounds.is_surveyed(clients)
     counted = Requests(
-        # Opening: a look for a client. An arrival: spec, plan, manifest, the update's header, an
-        # earlier rejection, and looks for others. Planning: each header again, the plan there may
-        # be, the manifest, spec. Finalizing: plan, reports, the result. And the callback, with
-        # which the last arrival resumes the round.
-        gets=1 + 5 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 1,
-        # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, layout,
-        # upload, plan, tasks. Finalizing: the parts' listing, completion, manifest, open uploads,
-        # and partial sums.
+        # Opening: a look for a client, and whether the call comes late, by plan and manifest. An
+        # arrival: the callback with the terms, the update's header, and looks for others. Planning:
+        # each header again, the plan there may be, the manifest, spec. Finalizing: plan, reports,
+        # the result. And the callback, with which the last arrival resumes the round.
+        gets=3 + 2 * clients + round(looks) + (clients + 3) + (sum(tasks) + 2) + 1,
+        # Opening: spec, callback. An arrival: a listing, seldom. Planning: a listing, unless it is
+        # known that all have answered; upload, plan, tasks. Finalizing: completion, manifest, and
+        # partial sums.
         puts=2
         + round(listings * pages)
-        + (_pages(clients) + 3 + len(tasks))
-        + (_pages(parts) + 3 + (_pages(sum(below)) if below else 0)),
+        + ((0 if is_complete else _pages(clients)) + 2 + len(tasks))
+        + (2 + (_pages(sum(below)) if below else 0)),
     )
     further = _recording(clients, lists).plus(_in_pieces(clients, sum(tasks)))
     further = further.plus(_listed(clients, lists))
+    if lists.waits_again:
+        # An arrival: spec, plan, manifest, and an earlier rejection. Opening: no plan, no manifest.
+        further = further.plus(Requests(4 * clients - 2, 0))
     further = further.plus(_replanning(clients, before, models, lists))
-    return counted.plus(_applying(parts, models)).plus(further)
+    return counted.plus(_applying(models)).plus(further)
 
 
 def _recording(clients: int, lists: Lists) -> Requests:
@@ -355,9 +364,9 @@ def _in_pieces(clients: int, tasks: int) -> Requests:
     contributors, records = large_rounds.pieces(clients), large_rounds.pieces(tasks)
     surveyed = contributors if large_rounds.is_surveyed(clients) else 0
     return Requests(
-        # Finalizing: the contributors, for the manifest. Planning after a survey: its pieces, and
-        # what its tasks have read; they read the headers, and not planning.
-        gets=contributors + 2 * surveyed - (clients if surveyed else 0),
+        # Finalizing: the contributors, for the manifest, and of a survey. Planning after a survey:
+        # its pieces, and what its tasks have read; they read the headers, and not planning.
+        gets=contributors + 3 * surveyed - (clients if surveyed else 0),
         # Planning: the pieces, twice if there is a survey, which lists the versions, too.
         # Finalizing: those of the manifest, and of the tasks' records.
         puts=2 * contributors + records + surveyed + (_pages(clients) if surveyed else 0),
@@ -381,19 +390,19 @@ def _replanning(clients: int, before: Sequence[int], models: int, lists: Lists) 
     return counted
 
 
-def _applying(parts: int, models: int) -> Requests:
+def _applying(models: int) -> Requests:
     """Count the small functions' requests for the model in a round that makes a version."""
     if not models:
         return Requests(0, 0)
     return Requests(
         # Opening: whether there is a privacy ledger. Opening and planning: which version is
-        # current, by two objects each; and the model's header. Finalizing: the layout, each object
-        # as it came to be; and that the new version, its round's manifest and no version after it
-        # make it current.
-        gets=1 + 2 + 2 + 1 + models + 1 + 4,
-        # Planning: an upload each, and a header for the state. Finalizing: for each the parts'
-        # listing, completion and open uploads; the version and that it is current.
-        puts=models + (models > 1) + models * (_pages(parts) + 2) + 2,
+        # current, by two objects each; and the model's header. Finalizing: each object as it
+        # came to be; and that the new version, its round's manifest and no version after it make it
+        # current.
+        gets=1 + 2 + 2 + 1 + models + 4,
+        # Planning: an upload each. Finalizing: the completion of each; the version and that it is
+        # current.
+        puts=2 * models + 2,
     )
 
 
@@ -402,8 +411,23 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // limits.LISTED_ENTRIES))
 
 
-def _looks(clients: int) -> tuple[float, float]:
+def _looks(clients: int, lists: Lists) -> tuple[float, float]:
     """Return the expected numbers of HEADs and listings of all arrivals together.
+
+    A function has seen those who came before, so the first client that it looks for is missing.
+    Only the last arrival looks for all again, in one listing if they are many. Without names each
+    arrival lists. In a large round many functions run side by side.
+    """
+    if not lists.is_named:
+        return 0.0, float(clients)
+    if large_rounds.is_recorded(clients):
+        return looks_apart(clients)
+    before = max(0, clients - 1)
+    return (before, 1.0) if clients > LOOKS_OF_A_LIST else (before + clients, 0.0)
+
+
+def looks_apart(clients: int) -> tuple[float, float]:
+    """Return the expected numbers of HEADs and listings if each arrival is at another function.
 
     With m of the N - 1 others missing, the first j others are all there with probability
     C(N-1-m, j) / C(N-1, j). Only then the next one is looked for, and all are listed only if

@@ -329,17 +329,17 @@ class RoundSpec:
     @property
     def measures(self) -> bool:
         """Whether updates are measured before they are added."""
-        return self.decider is not None
+        return self.weighing_rule is not None
 
     @property
-    def decider(self) -> RobustRule | PrivacyMechanism | None:
+    def weighing_rule(self) -> RobustRule | PrivacyMechanism | None:
         """The rule that makes weights of measured updates; None if the round does not measure."""
         rule = self.robust_rule
-        return rule if rule is not None and rule.measures else self.noised
+        return rule if rule is not None and rule.measures else self.aggregator_noise
 
     @property
-    def noised(self) -> PrivacyMechanism | None:
-        """The mechanism of which the aggregator adds the noise: the keeper does, under masks."""
+    def aggregator_noise(self) -> PrivacyMechanism | None:
+        """The mechanism whose noise the aggregator adds; in masked rounds the keeper adds it."""
         return self.dp if self.masked is None else None
 
     @property
@@ -392,7 +392,7 @@ class RoundSpec:
         return not self.missing(arrived)
 
     @property
-    def undecided(self) -> str | None:
+    def why_layout_is_needed(self) -> str | None:
         """The reason why a missing layout is needed; None if the updates can decide on one."""
         if self.layout is not None or self.server_optimizer is not None:
             return None

@@ -100,8 +100,8 @@ def parse_new_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSp
     spec = parse_spec(fields, get)
     if isinstance(spec.clients, StoredList):
         check_stored_clients(spec.clients)
-    if spec.undecided is not None:
-        raise SpecError(spec.undecided)
+    if spec.why_layout_is_needed is not None:
+        raise SpecError(spec.why_layout_is_needed)
     return spec
 
 

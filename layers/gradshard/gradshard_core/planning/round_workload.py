@@ -52,14 +52,14 @@ def workload_of(
         nbytes,
         levels,
         is_cut=TOPOLOGIES[name].is_cut,
-        sums_bytes=None if spec.noised is None else 2 * nbytes,  # of float64
+        sums_bytes=None if spec.aggregator_noise is None else 2 * nbytes,  # of float64
         depth=max(1, *map(len, addition_order.split_order(order, levels))),
         plan_bytes=memory_projection.plan_bytes(clients),
         widening=1,  # as in F32
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         sample=None if one_in is None else Sample.of(nbytes, one_in, ""),
-        noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
+        noises=0 if spec.aggregator_noise is None else 1 + len(spec.aggregator_noise.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         stored_bytes=None if codec is None else CODECS[codec].stored_bytes(nbytes // F32_BYTES),
         unit_bytes=CODECS[codec].stored_bytes(UNIT) if codec == TopK.name else 0,
@@ -70,10 +70,11 @@ def workload_of(
 def lists_of(spec: RoundSpec) -> Lists:
     """Return what a round stores besides its plan and its result."""
     return Lists(
-        is_named=not isinstance(spec.clients, int),
+        is_named=not (isinstance(spec.clients, int) or spec.enough_clients or spec.eager),
         ids_in_pieces=isinstance(spec.clients, StoredList),
         assigns=spec.assignments is not None,
         has_speeds=spec.assignments is not None and spec.assignments.after is not None,
         shows_clipped=spec.measures and spec.dp is None,
-        draws_noise=spec.noised is not None,
+        draws_noise=spec.aggregator_noise is not None,
+        waits_again=spec.eager or spec.masked is not None,
     )

@@ -1,11 +1,10 @@
 """The price of a training's rounds on AWS: projected before they are opened, and as measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.formats.keys import base_version
-from gradshard_core.planning import measured_cost, planner, pricing
+from gradshard_core.planning import large_rounds, limits, measured_cost, planner, pricing, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
@@ -14,14 +13,29 @@ from gradshard_core.planning.round_workload import workload_of
 TRANSITIONS: Final = 3
 """Of federation.asl.json for each round: AdvanceTraining, WhatIsNext, RunRound."""
 
-# advance_training, at the template's 256 MB. Assumed: half a second.
-ADVANCE_GB_SECONDS: Final = 0.25 * 0.5
-ADVANCE_PUTS: Final = 3
-"""State, record, and the list of members."""
+ADVANCE_MEMORY_MB: Final = 256
+"""Of advance_training, in the template."""
+
+ADVANCE_SECONDS: Final = 0.5
+"""Assumed: the least of advance_training."""
+
+ADVANCE_CPU_SECONDS_PER_CLIENT: Final = 3.9e-5
+"""Of inviting and of recording a round together, S3 in memory: 3.9 CPU-seconds for 100,000 clients
+(python -m benchmarks.large_round 100000 --training, 2-core x86-64 machine, 2026-11)."""
+
+HEADERS_AT_ONCE: Final = 16
+"""Headers that advance_training reads at the same time."""
+
+ADVANCE_PUTS: Final = 2
+"""State and record. To these come the list of members, and pieces of long lists."""
 
 ADVANCE_GETS: Final = 10
 """Spec, state twice, manifest, plan, and the records of the model. To these comes the header of
-each update."""
+each update, or what tasks have read of many; and pieces of long lists."""
+
+LISTS_READ: Final = 4
+LISTS_WRITTEN: Final = 3
+"""The invited and the silent clients; the contributors, in manifest and plan or in the record."""
 
 # write_notices, which an event of each new state calls, at the template's 256 MB. Assumed: a tenth
 # of a second, in which it finds that nobody has a ticket.
@@ -43,17 +57,55 @@ def overhead(clients: int, aggregator: LambdaConfig, *, is_buffered: bool = Fals
 
     ``is_buffered`` if updates arrived in a buffered training, where each also lists the others.
     """
-    requests = pricing.Requests(
-        gets=ADVANCE_GETS + clients + (ARRIVAL_GETS * clients if is_buffered else 0),
-        puts=ADVANCE_PUTS + NOTICES_PUTS + (CLOSING_PUTS + clients if is_buffered else 0),
-    )
+    requests = of_functions(clients, is_buffered=is_buffered)
     prices = aggregator.prices
     return (
         TRANSITIONS * prices.transitions_per_1000 / 1e3
         + 2 * prices.invocations_per_million / 1e6
-        + (ADVANCE_GB_SECONDS + NOTICES_GB_SECONDS) * prices.gb_second(aggregator.architecture)
+        + (ADVANCE_MEMORY_MB / 1024 * advance_seconds(clients) + NOTICES_GB_SECONDS)
+        * prices.gb_second(aggregator.architecture)
         + prices.s3(requests)
         + prices.notifications_per_million / 1e6  # the state
+    )
+
+
+def advance_seconds(clients: int) -> float:
+    """Return how long advance_training takes to record a round and to invite to the next one.
+
+    Headers are read several at a time, and pieces and pages of listings one after another.
+    """
+    headers = 0 if large_rounds.is_surveyed(clients) else clients
+    requests = of_functions(clients)
+    others = requests.gets + requests.puts - headers
+    cpu_seconds = (
+        ADVANCE_CPU_SECONDS_PER_CLIENT + speeds.LISTED_CPU_SECONDS
+    ) * clients + speeds.REQUEST_CPU_SECONDS * (headers + others)
+    waiting = speeds.REQUEST_SECONDS * (headers / HEADERS_AT_ONCE + others)
+    # That of a small round is in the least.
+    of_small = speeds.REQUEST_SECONDS * (ADVANCE_GETS + ADVANCE_PUTS + NOTICES_PUTS + 1)
+    share = ADVANCE_MEMORY_MB / limits.MB_PER_VCPU
+    return max(ADVANCE_SECONDS, cpu_seconds / share + waiting - of_small)
+
+
+def of_functions(clients: int, *, is_buffered: bool = False) -> pricing.Requests:
+    """Return the requests of a training for each round, beside the round's own.
+
+    Of members, silent clients and long lists there may be fewer, or more members than are invited.
+    """
+    pieces = large_rounds.pieces(clients)
+    is_surveyed = large_rounds.is_surveyed(clients)
+    members = -(-clients // limits.LISTED_ENTRIES)
+    return pricing.Requests(
+        gets=ADVANCE_GETS
+        + LISTS_READ * pieces
+        + (pieces if is_surveyed else clients)
+        + (ARRIVAL_GETS * clients if is_buffered else 0),
+        puts=ADVANCE_PUTS
+        + members
+        + LISTS_WRITTEN * pieces
+        + (pieces if is_surveyed else 0)
+        + NOTICES_PUTS
+        + (CLOSING_PUTS + clients if is_buffered else 0),
     )
 
 
@@ -80,14 +132,31 @@ def projected(spec: RoundSpec, nbytes: int, aggregator: LambdaConfig) -> float:
 
 
 def measured(
-    manifest: Mapping[str, Any], optimizer: ServerOptimizer | None, aggregator: LambdaConfig
+    manifest: Mapping[str, Any],
+    sent: Sequence[int],
+    optimizer: ServerOptimizer | None,
+    aggregator: LambdaConfig,
+    *,
+    is_buffered: bool,
 ) -> float:
     """Return the dollars that a completed round has cost, by its manifest.
 
     If the manifest lists no tasks, because there were too many, it is the projected cost.
+
+    Parameters
+    ----------
+    manifest
+        The manifest.
+    sent
+        The bytes of the contributors' updates.
+    optimizer
+        The server optimizer of the round; None for an evaluation.
+    aggregator
+        The functions that did its tasks.
+    is_buffered
+        Whether the updates arrived in a buffered training.
     """
-    clients = len(manifest["contributors"])
-    is_buffered = any(base_version(c["key"]) is not None for c in manifest["contributors"])
+    clients = len(sent)
     more = overhead(clients, aggregator, is_buffered=is_buffered)
     if not manifest["tasks"]:
         return float(manifest["projected"]["dollars"]["total"]) + more
@@ -97,7 +166,7 @@ def measured(
         memory_mb=aggregator.memory_mb,
         architecture=aggregator.architecture,
         nbytes=manifest["update"]["nbytes"],
-        sent=[contributor["nbytes"] for contributor in manifest["contributors"]],
+        sent=sent,
         server_optimizer=optimizer and optimizer.to_json(),
     )
     return bill.total + more

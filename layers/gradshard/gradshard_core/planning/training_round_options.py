@@ -10,6 +10,7 @@ from gradshard_core.planning.masking import (
     check_unused,
 )
 from gradshard_core.planning.option_parsers import (
+    MAX_CLIENTS,
     MAX_NAMED,
 )
 from gradshard_core.planning.round_spec import DEFAULTS as ROUND_DEFAULTS
@@ -59,7 +60,7 @@ def terms_of_fewest(options: Mapping[str, Any]) -> RoundSpec:
         fewest = options.get("min_clients") or LEAST_MASKED
         return parse_new_spec({**options, "clients": roster_of(fewest)})
     at_least = options.get("min_clients", 1)
-    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_NAMED:
+    if not isinstance(at_least, int) or not 1 <= at_least <= MAX_CLIENTS:
         at_least = 1  # parse_spec says what is wrong
     for clients in range(at_least, MAX_FAN_IN):
         try:

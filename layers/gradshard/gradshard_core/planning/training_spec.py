@@ -1,6 +1,6 @@
 """The options of a training: declared here, for the command line, the library and the functions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -22,6 +22,7 @@ from gradshard_core.planning.option_kinds import (
     stated_options,
 )
 from gradshard_core.planning.option_parsers import (
+    MAX_CLIENTS,
     MAX_EXPONENT,
     MAX_NAMED,
     InboxSpec,
@@ -66,10 +67,10 @@ reads the state whenever it looks."""
 def parse_sample(sample: Any) -> float:
     """Check how many clients are invited: a number, or a fraction below one."""
     is_number = isinstance(sample, int | float) and not isinstance(sample, bool)
-    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_NAMED) or 0 < sample < 1):
+    if is_number and ((isinstance(sample, int) and 1 <= sample <= MAX_CLIENTS) or 0 < sample < 1):
         return sample  # type: ignore[no-any-return]
     raise SpecError(
-        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_NAMED} nor a "
+        f"sample is {sample!r}, neither a whole number of clients from 1 to {MAX_CLIENTS} nor a "
         "fraction between 0 and 1"
     )
 
@@ -163,7 +164,7 @@ class TrainingSpec:
     sample: float | None = option(
         Parsed(
             parse_sample,
-            f"whole number from 1 to {MAX_NAMED:,}, or a fraction below 1",
+            f"whole number from 1 to {MAX_CLIENTS:,}, or a fraction below 1",
             metavar="N",
             is_number=True,
         ),
@@ -261,7 +262,7 @@ class TrainingSpec:
         "Wait this long before a failed round is repeated.",
         value=10,
     )
-    poll_seconds: float = option(
+    poll_interval: float = option(
         Duration(3600, "1h"),
         "Time after which a client looks for an invitation again.",
         value=5,
@@ -288,7 +289,7 @@ class TrainingSpec:
 
     def round_spec(
         self,
-        clients: tuple[str, ...],
+        clients: Sequence[str],
         awaited: int,
         after: str | None,
         clip: float | None = None,

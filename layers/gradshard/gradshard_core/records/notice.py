@@ -39,7 +39,7 @@ class Notice:
     ----------
     client
         The client.
-    poll_seconds, updates
+    poll_interval, updates
         The seconds between two looks, and the content of an update: models or changes of them.
     state
         The training's state, in which only this client appears.
@@ -52,7 +52,7 @@ class Notice:
     """
 
     client: str
-    poll_seconds: float = 0.0
+    poll_interval: float = 0.0
     updates: str = ""
     state: TrainingState | None = None
     ticket: Mapping[str, Any] | None = None
@@ -64,7 +64,7 @@ class Notice:
         return {
             "notice": VERSION,
             "client": self.client,
-            "poll_seconds": self.poll_seconds,
+            "poll_interval": self.poll_interval,
             "updates": self.updates,
             "state": self.state and self.state.to_json(),
             "ticket": self.ticket,
@@ -90,7 +90,7 @@ class Notice:
         read = cls(**given)
         if read.signed_at and datetime.fromisoformat(read.signed_at).tzinfo is None:
             raise ValueError("a time without a zone")
-        if not 0 <= read.poll_seconds < math.inf:
+        if not 0 <= read.poll_interval < math.inf:
             raise ValueError("a pause without an end")
         return read
 
@@ -99,7 +99,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
     """Return a training's state as the holder of a client's ticket may know it."""
     invitation = state.invitation
     if invitation is not None and not invitation.is_open:
-        is_invited = client in invitation.clients
+        is_invited = invitation.invites(client)
         invitation = replace(invitation, clients=(client,)) if is_invited else None
     return replace(
         state,
@@ -107,6 +107,7 @@ def seen_by(client: str, state: TrainingState) -> TrainingState:
         silent={},
         suspects=(),
         tree=None,
+        dropped_keys=(),
         drawn=(),
         counted={
             version: {client: clients[client]}

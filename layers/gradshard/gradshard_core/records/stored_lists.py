@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import (
     Get,
     ListWriter,
@@ -46,6 +46,17 @@ def read_expected(store: JsonReads, keys: RoundKeys, name: str) -> Any:
         It is missing, or was replaced.
     """
     return _read(store, keys.expected(name), name)
+
+
+def read_kept(store: JsonReads, keys: TrainingKeys, name: str) -> Any:
+    """Read a piece of a training's list.
+
+    Raises
+    ------
+    StoreError
+        It is missing, or was replaced.
+    """
+    return _read(store, keys.piece(name), name)
 
 
 def _read(store: JsonReads, key: str, name: str) -> Any:
@@ -94,6 +105,11 @@ def with_lists(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dic
     return found
 
 
+def read_record(store: JsonReads, keys: TrainingKeys, key: str) -> dict[str, Any] | None:
+    """Read the record of a training's round. Its long lists load when they are needed."""
+    return store.get_json(key, lambda record: _with_lists(record, partial(read_kept, store, keys)))
+
+
 def with_decided(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dict[str, Any]:
     """Return a decision with the lists of which it holds the pieces.
 
@@ -129,6 +145,13 @@ def store_expected(store: S3Store, keys: RoundKeys, clients: Iterable[str]) -> A
 def store_decided(store: S3Store, keys: RoundKeys, entries: Iterable[dict[str, Any]]) -> Any:
     """Store a decision's entries, sorted by client; return them, or the names of the pieces."""
     return _store(store, keys.decided, entries, lambda entry: str(entry["client"]))
+
+
+def store_kept(store: S3Store, keys: TrainingKeys, entries: Iterable[Any]) -> Any:
+    """Store a list of a training, of clients or of pairs that begin with one."""
+    return _store(
+        store, keys.piece, entries, lambda entry: entry if isinstance(entry, str) else entry[0]
+    )
 
 
 def _store(

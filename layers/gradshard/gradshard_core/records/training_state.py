@@ -5,8 +5,9 @@ two functions that run at once one sees what the other has done. Each change by 
 raises ``step``: a function that is called twice for a step answers twice and changes it once.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property, partial
 from typing import Any, Final, Self
 
 from gradshard_core.aggregation.noise_tree import NoiseTree, Place
@@ -14,9 +15,12 @@ from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.aggregation.secret_draw import SecretDraw
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
+from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
+from gradshard_core.planning.option_parsers import encode_clients
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
+from gradshard_core.records.stored_lists import read_kept, store_kept
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -44,7 +48,8 @@ class Invitation:
     is_evaluation
         Whether clients evaluate the model, instead of training it.
     clients
-        The invited clients; none in a buffered training, where everybody may train.
+        The invited clients, sorted; none in a buffered training, where everybody may train. Of
+        many, those near to the one that is asked for are loaded.
     awaited
         The number of clients that the round waits for.
     version
@@ -57,7 +62,7 @@ class Invitation:
     number: int
     repetition: int
     is_evaluation: bool
-    clients: tuple[str, ...]
+    clients: Sequence[str]
     awaited: int
     version: int
     settings: Mapping[str, Any]
@@ -67,14 +72,51 @@ class Invitation:
         """Whether everybody may answer, as in a buffered training."""
         return not self.clients
 
+    def invites(self, client: str) -> bool:
+        """Return whether a client is invited; to train in a buffered training, everybody is."""
+        near = self.clients.near(client) if isinstance(self.clients, StoredList) else self.clients
+        return self.is_open or client in near
+
     def answered_to(self, keys: TrainingKeys) -> str:
         """Return the round that clients send their updates to: in buffered mode, an inbox."""
         return keys.inbox(self.version).round_id if self.is_open else self.round_id
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON, of clients in pieces with the names of these."""
+        return vars(self) | {"clients": encode_clients(self.clients)}
+
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read an invitation from a state."""
-        return cls(**{**fields, "clients": tuple(fields["clients"])})
+    def from_json(cls, fields: Mapping[str, Any], get: Get | None = None) -> Self:
+        """Read an invitation from a state; ``get`` loads a piece of a long list of clients."""
+        return cls(**{**fields, "clients": _listed(fields["clients"], get)})
+
+
+def _listed(clients: Any, get: Get | None) -> Sequence[str]:
+    """Return ids as a state has them: all, or the names of the pieces."""
+    if get is not None and is_in_pieces(clients):
+        return StoredList[str](clients, get)
+    return tuple(clients)
+
+
+class StoredCounts(Mapping[str, int]):
+    """Numbers by client, of which a state holds the names of the pieces; loaded when needed."""
+
+    def __init__(self, stored: StoredList[list[Any]]) -> None:
+        self.written = stored.written
+        self._stored = stored
+
+    @cached_property
+    def _counts(self) -> dict[str, int]:
+        return {client: int(count) for client, count in self._stored}
+
+    def __getitem__(self, client: str) -> int:
+        return self._counts[client]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._counts)
+
+    def __len__(self) -> int:
+        return len(self._stored)
 
 
 @dataclass(frozen=True)
@@ -122,6 +164,9 @@ class TrainingState:
         The clip of the next private round, if it adapts; None for that of the training's options.
     tree
         Where the training is in its tree of noise, if it has one.
+    dropped_keys
+        The rounds whose keys of noise no round needs from this state on: they are deleted when the
+        state has been written, and once more before it is replaced.
     drawn
         The clients that were drawn in secret for a round that has failed: they repeat it.
     invitation
@@ -185,7 +230,8 @@ class TrainingState:
     suspects: tuple[str, ...] = ()
     clip: float | None = None
     tree: NoiseTree | None = None
-    drawn: tuple[str, ...] = ()
+    dropped_keys: tuple[str, ...] = ()
+    drawn: Sequence[str] = ()
     request: str | None = None
     reason: str | None = None
     cause: str | None = None
@@ -205,22 +251,34 @@ class TrainingState:
         return self.tree.rounds | {under_way.round_id}
 
     def to_json(self) -> dict[str, Any]:
-        """Return the state as JSON."""
-        return asdict(self)
+        """Return the state as JSON; of lists that were read in pieces, with the names of these."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        silent = self.silent.written if isinstance(self.silent, StoredCounts) else self.silent
+        return plain | {
+            "invitation": self.invitation and self.invitation.to_json(),
+            "best": self.best and asdict(self.best),
+            "tree": self.tree and asdict(self.tree),
+            "silent": silent,
+            "drawn": encode_clients(self.drawn),
+        }
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_json` wrote."""
+    def from_json(cls, fields: Mapping[str, Any], get: Get | None = None) -> Self:
+        """Read what :meth:`to_json` wrote; ``get`` loads a piece of a long list."""
         invitation, best = fields["invitation"], fields["best"]
-        tree = fields.get("tree")
+        tree, silent = fields.get("tree"), fields["silent"]
+        if get is not None and is_in_pieces(silent):
+            silent = StoredCounts(StoredList[list[Any]](silent, get))
         return cls(
             **{
                 **fields,
-                "invitation": invitation and Invitation.from_json(invitation),
+                "invitation": invitation and Invitation.from_json(invitation, get),
+                "silent": silent,
                 "suspects": tuple(fields.get("suspects", ())),
+                "dropped_keys": tuple(fields.get("dropped_keys", ())),
                 "best": best and Best(**best),
                 "tree": tree and NoiseTree.from_json(tree),
-                "drawn": tuple(fields.get("drawn", ())),
+                "drawn": _listed(fields.get("drawn", ()), get),
             }
         )
 
@@ -247,7 +305,25 @@ def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | Non
 
 def read_state(store: S3Store, keys: TrainingKeys) -> TrainingState | None:
     """Return how far a training is; None if there is no such training."""
-    return store.get_json(keys.state, TrainingState.from_json)
+    return store.get_json(
+        keys.state, partial(TrainingState.from_json, get=partial(read_kept, store, keys))
+    )
+
+
+def _in_pieces(store: S3Store, keys: TrainingKeys, state: TrainingState) -> dict[str, Any]:
+    """Return the state as JSON, with long lists stored in pieces: every client reads the state."""
+    document = state.to_json()
+    if document["invitation"] and not is_in_pieces(document["invitation"]["clients"]):
+        document["invitation"]["clients"] = store_kept(
+            store, keys, document["invitation"]["clients"]
+        )
+    if not is_in_pieces(document["drawn"]):
+        document["drawn"] = store_kept(store, keys, document["drawn"])
+    if not isinstance(state.silent, StoredCounts):
+        listed = store_kept(store, keys, sorted(state.silent.items()))
+        if is_in_pieces(listed):
+            document["silent"] = listed
+    return document
 
 
 def keeps_noise_key(store: S3Store, round_id: str, dp: PrivacyMechanism | None) -> bool:
@@ -294,7 +370,9 @@ def change_state(
         if head is None or before is None:
             raise TrainingNotFoundError.of(keys.name)
         state = change(before)
-        if state == before or store.put_json(keys.state, state.to_json(), replaces=head.etag):
+        if state == before:
+            break
+        if store.put_json(keys.state, _in_pieces(store, keys, state), replaces=head.etag):
             break
     assert state is not None  # noqa: S101 - for mypy: the loop raises, or sets it
     return state

@@ -16,6 +16,7 @@ from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.round_manifest import failed_manifest
+from gradshard_core.rounds.waiting import end_waiting
 from gradshard_core.s3.store import S3Store
 
 
@@ -63,7 +64,11 @@ def abort_round(
         # Maybe that is why the round is given up: what it would name is looked for.
         plan, has_partials, is_private, dp = None, True, True, None
     manifest = failed_manifest(store, keys, error, cause, plan)
+    # Before the manifest is there, so that who arrives from now on looks for it. And after that: a
+    # late call of open_round may have looked for it before.
+    end_waiting(store, keys)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
+    end_waiting(store, keys)
     server_optimizer = _apply_terms(store, keys, plan)
     outputs = [
         keys.result,

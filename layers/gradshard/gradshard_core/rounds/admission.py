@@ -70,7 +70,9 @@ def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[s
     return sorted({*answered, *arrivals.progressed(store, sent)})
 
 
-def entitled(spec: RoundSpec, clients: Sequence[str]) -> tuple[list[str], tuple[Rejection, ...]]:
+def limit_to_expected(
+    spec: RoundSpec, clients: Sequence[str]
+) -> tuple[list[str], tuple[Rejection, ...]]:
     """Return which of the clients that have answered may take part, and reject those too many."""
     expected = [client for client in clients if spec.expects(client)]
     places = spec.capacity if len(expected) > spec.expected else len(expected)
@@ -287,8 +289,10 @@ class _Examiner:
             layout, whose = self._spec.layout, "the one the round was opened with"
         if layout is not None:
             self._settle(layout, whose)
-        elif self._spec.undecided is not None:  # opened by a version that did not ask for a layout
-            raise PlanError(self._spec.undecided)
+        elif (
+            self._spec.why_layout_is_needed is not None
+        ):  # opened by a version that did not ask for a layout
+            raise PlanError(self._spec.why_layout_is_needed)
 
     def _settle(self, layout: Layout, whose: str) -> None:
         self.of_result = layout

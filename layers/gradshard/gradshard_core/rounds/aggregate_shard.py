@@ -109,24 +109,26 @@ def _do(
     dict
         If it measures, ``products`` by layer; and of a sample ``squares``, the squared norms by
         stretch. If it reads headers, what :func:`gradshard_core.rounds.header_survey.survey`
-        returns.
+        returns. If it writes outputs, ``parts``: the ETag and size of its part of each, in order.
     """
     if plan.computation.surveys:
         return [], True, survey(s3, plan, task)
     products: dict[int, ExactSum] = {}
     squares = []
+    parts: dict[str, tuple[str, int]] = {}
     for start, end in plan.stretches(task):
         inputs = TaskInputs(s3, plan, task._replace(start=start, end=end), pool)
         rejected, is_written = _aggregate_or_reject(inputs)
         if not is_written:
             return rejected, False, {}
+        parts = inputs.parts
         if isinstance(inputs.reduction, Measuring):
             if plan.computation.sample is not None:
                 squares.append(inputs.reduction.products.rounded_diagonal())
             for layer, found in inputs.reduction.sums.items():
                 products.setdefault(layer, found.of_same_size()).add_sum(found)
     if not plan.computation.measures:
-        return [], True, {}
+        return [], True, {"parts": [parts[o.key] for o in plan.outputs]} if parts else {}
     report: dict[str, Any] = {"products": {n: total.to_json() for n, total in products.items()}}
     return [], True, report if plan.computation.sample is None else report | {"squares": squares}
 
@@ -251,10 +253,11 @@ def _open_part(inputs: TaskInputs, output: Output, nbytes: int) -> Iterator[Stre
     s3, task = inputs.s3, inputs.task
     header = b""
     if task.number == 0:
-        header = output.check_header(s3.get_bytes(output.header_key))
+        header = output.read_header(s3)
     part_bytes = len(header) + nbytes
     with s3.part(output.key, output.upload_id, task.part, part_bytes, header) as writer:
         yield writer
+    inputs.parts[output.key] = writer.etag, part_bytes
 
 
 @contextlib.contextmanager

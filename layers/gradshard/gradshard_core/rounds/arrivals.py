@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
-from gradshard_core.errors import BrokenObjectError, StoreError, UnreadableObjectError, UpdateError
+from gradshard_core.errors import UnreadableObjectError, UpdateError
 from gradshard_core.formats.compressed_updates import check_taken, parse_update
 from gradshard_core.formats.headers import (
     FIRST_READ_BYTES,
@@ -29,12 +29,12 @@ from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
+from gradshard_core.planning.pricing import HEADS_BEFORE_LIST, LOOKS_OF_A_LIST
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.rounds import aws_callbacks, buffered_round
+from gradshard_core.rounds import buffered_round, waiting
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts
 from gradshard_core.rounds.buffered_round import Address
-from gradshard_core.s3.retries import conditional_write_attempts
+from gradshard_core.rounds.waiting import Seen
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
@@ -43,13 +43,6 @@ ARRIVAL_HEADER_BYTES = 4 * MIB
 text and JSON one takes up to 25 times its size, and each arrival would pay for that memory."""
 
 READERS = 8
-
-TOKENS_KEPT = 8
-"""More calls of open_round than can be under way at once."""
-
-COMPLETE = "complete"
-DEADLINE = "deadline"
-"""The reasons why a round goes on."""
 
 
 class Update(NamedTuple):
@@ -309,7 +302,9 @@ def rejection_keys(keys: RoundKeys, update_key: str) -> RoundKeys:
     return RoundKeys(parsed.round_id)
 
 
-def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
+def resume_if_due(
+    store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "", seen: Seen | None = None
+) -> bool:
     """Resume the round if no more clients are awaited.
 
     That is when every expected client has answered, with a good or a bad update. In an eager round
@@ -323,14 +318,16 @@ def resume_if_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: st
     store, keys, spec
         The round.
     arriving
-        The client whose update is known to be there.
+        The client whose update has arrived.
+    seen
+        The clients that this process has seen there; it notes those that it finds.
     """
-    if not _is_due(store, keys, spec, arriving):
+    if not _is_due(store, keys, spec, arriving, Seen() if seen is None else seen):
         return False
-    return resume(store, keys, COMPLETE)
+    return waiting.resume(store, keys, waiting.COMPLETE)
 
 
-def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = "") -> bool:
+def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, seen: Seen) -> bool:
     if spec.updates_from is not None:
         return True
     if spec.inbox is not None:
@@ -340,8 +337,12 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
     if record_parts(spec):
         return _is_enough_recorded(store, keys, spec, arriving)
     if not spec.eager:
-        is_complete = _is_everybody_there(store, keys, spec, arriving)
+        is_complete = _is_everybody_there(store, keys, spec, arriving, seen)
         return spec.is_complete(arrived(store, keys)) if is_complete is None else is_complete
+    group = next((clients for clients in spec.groups() if arriving in clients), ())
+    looked_for = _draw([client for client in group if client != arriving])
+    if not _are_there(store, keys, looked_for, set()):
+        return False
     there = arrived(store, keys)
     awaited = store.get_json(keys.plan, lambda plan: tuple(plan["awaited"]))
     groups = len(spec.groups())
@@ -351,33 +352,56 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str = ""
 
 
 def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:
-    """Record an arrival, or all that came before the round was open; whether they are enough."""
+    """Record an arrival, or all that came before the round was open; whether they are enough.
+
+    Nobody is remembered as seen: there may be too many for the memory of a process.
+    """
     clients = [arriving] if arriving else arrived(store, keys)
     record_arrivals(store, keys, spec, filter(spec.expects, clients))
-    if _is_everybody_there(store, keys, spec, arriving) is False:
+    if _is_everybody_there(store, keys, spec, arriving, Seen()) is False:
         return False
     return count_arrivals(store, keys) >= (spec.enough_clients or spec.expected)
 
 
 def _is_everybody_there(
-    store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str
+    store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, seen: Seen
 ) -> bool | None:
     """Look for a few of the expected clients, at random; None if only a listing can tell.
 
-    A listing costs as much as a dozen looks, and while many are missing one or two looks do. Of ids
-    in pieces, those in the piece of the arriving client are looked for: it has been loaded.
+    A listing costs as much as a dozen looks, and while many are missing one or two looks do. Those
+    that this process has seen are looked for last: somebody may have deleted them. Of ids in
+    pieces, those in the piece of the arriving client are looked for: it has been loaded.
     """
     if isinstance(spec.clients, int) or spec.enough_clients is not None:
         return None
     drawn = spec.clients.near(arriving) if isinstance(spec.clients, StoredList) else spec.clients
-    others = [client for client in drawn if client != arriving]
-    looked_for = random.sample(others, min(HEADS_BEFORE_LIST, len(others)))
-    if any(store.head(keys.update(client)) is None for client in looked_for):
+    there = seen.of(keys.round_id)
+    if arriving in drawn:
+        there.add(arriving)  # its update is looked for last
+    others = [client for client in drawn if client not in there]
+    looked_for = _draw(others)
+    if not _are_there(store, keys, looked_for, there):
         return False
-    if len(looked_for) < len(others) or drawn is not spec.clients:
+    again = [client for client in drawn if client in there and client not in looked_for]
+    if len(looked_for) < len(others) or drawn is not spec.clients or len(again) > LOOKS_OF_A_LIST:
         return None
     # The event may be late, and its update deleted.
-    return arriving not in drawn or store.head(keys.update(arriving)) is not None
+    return _are_there(store, keys, again, there)
+
+
+def _draw(clients: Sequence[str]) -> list[str]:
+    """Draw a few clients at random, to look for before all updates are listed."""
+    return random.sample(clients, min(HEADS_BEFORE_LIST, len(clients)))
+
+
+def _are_there(store: S3Store, keys: RoundKeys, clients: Sequence[str], there: set[str]) -> bool:
+    """Look for the updates of clients until one is missing, and note what is found."""
+    for client in clients:
+        if store.head(keys.update(client)) is None:
+            there.discard(client)
+            return False
+        there.add(client)
+    return True
 
 
 def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] | None) -> list[int]:
@@ -398,59 +422,3 @@ def ready_groups(spec: RoundSpec, there: Sequence[str], awaited: Sequence[int] |
         for number, clients in enumerate(spec.groups())
         if (awaited is None or number in awaited) and answered.issuperset(clients)
     ]
-
-
-def resume(store: S3Store, keys: RoundKeys, reason: str, known: Sequence[str] = ()) -> bool:
-    """Resume the round; return False if it is not waiting.
-
-    Parameters
-    ----------
-    store, keys, reason
-        The round, and why it goes on.
-    known
-        Tokens from elsewhere, in case those that were kept are lost.
-    """
-    try:
-        tokens = _kept_tokens(store, keys)
-    except StoreError:
-        if not known:
-            raise
-        tokens = []
-    newest_first = dict.fromkeys(reversed([*known, *tokens]))
-    return any(aws_callbacks.resume(token, reason) for token in newest_first)
-
-
-def keep_token(store: S3Store, keys: RoundKeys, token: str) -> list[str]:
-    """Keep the token with which the round is resumed, beside those of earlier calls.
-
-    Every call of ``open_round`` has a token of its own, of which the machine takes the newest only;
-    and a call that it took for dead may write after the one that took its place.
-
-    Returns
-    -------
-    list of str
-        All that are kept.
-
-    Raises
-    ------
-    StoreError
-        Others wrote theirs in between, each time.
-    """
-    tokens, replaces = [token], None
-    for _ in conditional_write_attempts(keys.callback):
-        if store.put_json(keys.callback, {"tokens": tokens}, replaces=replaces):
-            break
-        # Looked at before it is read: if it is replaced meanwhile, writing fails again.
-        head = store.head(keys.callback)
-        try:
-            kept = _kept_tokens(store, keys)
-        except BrokenObjectError:
-            kept = []  # this call's is the one that is waited for, most likely
-        tokens = [*(other for other in kept if other != token), token][-TOKENS_KEPT:]
-        replaces = head.etag if head else None
-    return tokens
-
-
-def _kept_tokens(store: S3Store, keys: RoundKeys) -> list[str]:
-    read = store.get_json(keys.callback, lambda callback: list(map(str, callback["tokens"])))
-    return read or []

@@ -43,7 +43,7 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
     if not found:
         return reject_largest(s3, plan, task, position)
     average = plan.outputs[0]
-    layout = average.layout(s3.get_bytes(average.header_key))
+    layout = average.read_layout(s3)
     rejected = []
     for index, byte in sorted(found.items()):
         contributor = inputs.contributors[index]

@@ -18,10 +18,12 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import arrivals
+from gradshard_core.rounds import arrivals, waiting
 from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
+from gradshard_core.rounds.waiting import Seen, Waiting
 from gradshard_core.s3.store import S3Store
 
 
@@ -38,11 +40,11 @@ def deadline_passed(store: S3Store, round_id: str, tokens: Sequence[str] = ()) -
     keys = RoundKeys(round_id)
     # An eager round that is aggregating a stage reads this before it waits again.
     store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
-    resumed = arrivals.resume(store, keys, arrivals.DEADLINE, tokens)
+    resumed = waiting.resume(store, keys, waiting.DEADLINE, tokens)
     return {"round": round_id, "resumed": resumed}
 
 
-def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
+def collect_update(store: S3Store, key: str, etag: str, seen: Seen | None = None) -> dict[str, Any]:
     """Check an uploaded update and resume the round if it is the last one; safe to repeat.
 
     Parameters
@@ -53,6 +55,8 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         The key of the uploaded object.
     etag
         The ETag of the uploaded version, without quotes.
+    seen
+        The clients that this process has seen there, which saves it looks.
 
     Returns
     -------
@@ -70,37 +74,59 @@ def collect_update(store: S3Store, key: str, etag: str) -> dict[str, Any]:
         client = check_id("client", parsed.client) if parsed else ""
     except SpecError as error:
         return {"status": "ignored", "reason": str(error)}
-    opened = read_spec(store, keys) if keys else None
-    inbox = parse_inbox_id(keys.round_id) if keys else None
+    if keys is None:
+        return {"status": "ignored", "reason": f"{key}: there is no such round"}
+    inbox = parse_inbox_id(keys.round_id)
+    waits = waiting.read_waiting(store, keys) if inbox is None else None
+    if waits is not None:
+        return _collect(store, keys, waits.spec, client, etag, waits=waits, seen=seen)
+    opened = read_spec(store, keys)
     if opened is None and inbox is not None:
         return collect_buffered_update(store, inbox, client, etag)
-    if keys is None or opened is None:
+    if opened is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
     spec, _ = opened
-
-    outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
     plan = read_plan(store, keys)
     may_have_ended = plan is None or not plan.is_complete
     ended = read_manifest(store, keys) if may_have_ended else None
     is_late = plan is not None and not spec.awaits(client, plan.stage.awaited)
     if is_late or ended is not None:
+        outcome = {"round": keys.round_id, "client": client}
         return outcome | _too_late(store, keys, client, etag, plan, ended)
+    return _collect(store, keys, spec, client, etag, waits=None, seen=seen)
 
+
+def _collect(
+    store: S3Store,
+    keys: RoundKeys,
+    spec: RoundSpec,
+    client: str,
+    etag: str,
+    *,
+    waits: Waiting | None,
+    seen: Seen | None,
+) -> dict[str, Any]:
+    """Check the newest update of a client, and resume the round if it is the last one."""
+    outcome: dict[str, Any] = {"round": keys.round_id, "client": client}
+    key = keys.update(client)
     if spec.expects(client):
         update = arrivals.check_update(store, keys, client, spec)
     else:
         update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
     if isinstance(update, Rejection):
+        if waiting.waits_once(spec) and not (waits and waits.has_rejections):
+            waiting.note_rejection(store, keys, spec)  # before it is there to be taken back
         arrivals.reject(store, keys, update)
         outcome |= {"status": "rejected", "reason": update.reason}
     else:
-        # Compare with the newest version: the event may be late, and its upload replaced.
-        there = etag if update is None else update.source.etag.strip('"')
-        arrivals.withdraw_rejection(store, keys, client, there)
+        if waits is None or waits.has_rejections:
+            # Compare with the newest version: the event may be late, and its upload replaced.
+            there = etag if update is None else update.source.etag.strip('"')
+            arrivals.withdraw_rejection(store, keys, client, there)
         outcome |= {"status": "accepted"}
         if update is not None and isinstance(update.header.layout, EncodedLayout):
             outcome |= {"codec": update.header.layout.codec}
-    return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client)}
+    return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client, seen)}
 
 
 def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
@@ -108,7 +134,7 @@ def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
     plan = read_plan(store, keys)
     # An answer that was not asked for would end the wait for updates.
     is_due = plan is not None and plan.awaits_keeper
-    resumed = is_due and arrivals.resume(store, keys, arrivals.COMPLETE)
+    resumed = is_due and waiting.resume(store, keys, waiting.COMPLETE)
     return {"round": keys.round_id, "answered": True, "resumed": resumed}
 
 

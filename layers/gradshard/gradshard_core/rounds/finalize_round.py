@@ -9,7 +9,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
-from gradshard_core.errors import PlanError, ServiceError, StoreError
+from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter
 from gradshard_core.planning.option_parsers import parse_assignment_spec
@@ -27,6 +27,7 @@ from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.measurement import Measured, left_out, summary
 from gradshard_core.rounds.round_manifest import Work, completed_manifest
+from gradshard_core.s3.multipart import Part
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.training_report import Report
 
@@ -35,7 +36,7 @@ READ_AT_A_TIME = 1024
 PRODUCTS_AT_A_TIME: Final = READERS * MAX_FAN_IN**2
 """Products in all reports that are read at a time: as many as of ``READERS`` without layers."""
 
-NOT_IN_MANIFEST = {"attempt", "rejected", "is_written", "updates", "layouts"}
+NOT_IN_MANIFEST = {"attempt", "rejected", "is_written", "updates", "layouts", "parts"}
 SUMMED = (
     "gets",
     "puts",
@@ -151,6 +152,7 @@ class _Tally:
         self._rejected: dict[str, Rejection] = {}
         self._listed = listed
         self.whole: float | None = None
+        self._parts: dict[int, list[list[Any]]] = {}
 
     def note_count(self, whole: float | None) -> None:
         """Note the noisy number of updates that were not clipped, which one task reports."""
@@ -166,11 +168,17 @@ class _Tally:
         for rejection in report["rejected"]:
             # The first shard that found a client's update bad says why.
             self._rejected.setdefault(rejection.client, rejection)
+        if "parts" in report:
+            self._parts[report["task"]] = report["parts"]
         self._listed.add({name: report[name] for name in report if name not in NOT_IN_MANIFEST})
 
     def rejected(self) -> list[Rejection]:
         """One rejection a client."""
         return [self._rejected[client] for client in sorted(self._rejected)]
+
+    def parts(self, output: int) -> list[Part]:
+        """Return the parts of an output, by its place among the outputs, as tasks wrote them."""
+        return [Part(number + 1, *self._parts[number][output]) for number in sorted(self._parts)]
 
     def tasks(self) -> Any:
         """Return what a manifest holds of the list of each task's record."""
@@ -194,7 +202,10 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
             lambda client: arrivals.rejection_keys(keys, sources[client]),
         )
         measuring = {"measuring": summary(store, keys, plan, decision)}
-    result, *made = (_complete(store, output, plan.computation.shards) for output in plan.outputs)
+    result, *made = (
+        _complete(store, output, tally.parts(number), plan.computation.shards)
+        for number, output in enumerate(plan.outputs)
+    )
     version = _next_version(store, plan, [source for source, _ in made])
     if version is not None:
         version = model_registry.reserve(store, version)
@@ -209,9 +220,6 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
             raise PlanError(f"round {plan.round_id!r} was given up: {manifest['cause']}")
     if version is not None:
         model_registry.note_current(store, version.model)
-    # A planning that was killed, or ran twice at once, may have left one behind.
-    for output in plan.outputs:
-        store.abort_open_uploads(output.key)
     _delete_intermediate(store, keys, plan)
     # At the deadline of a round that has ended nothing is done: this only saves the call.
     with contextlib.suppress(ServiceError):
@@ -283,25 +291,39 @@ def _assign(store: S3Store, keys: RoundKeys, plan: Plan, terms: dict[str, Any]) 
     write_assignments(store, keys, parse_assignment_spec(terms), reports)
 
 
-def _complete(store: S3Store, output: Output, shards: int) -> tuple[ObjectVersion, str]:
-    """Complete an upload; return its object, and the CRC-64/NVME that S3 keeps of it."""
+def _complete(
+    store: S3Store, output: Output, parts: Sequence[Part], shards: int
+) -> tuple[ObjectVersion, str]:
+    """Complete an upload; return its object, and the CRC-64/NVME that S3 keeps of it.
+
+    ``parts`` are those of the tasks' records. If a task ran twice, S3 may have another one.
+    """
     key, expected_bytes = output.key, output.header.nbytes + output.nbytes
-    parts = store.list_parts(key, output.upload_id)
-    if parts is not None:
-        nbytes = sum(part.nbytes for part in parts)
-        if len(parts) != shards or nbytes != expected_bytes:
-            raise StoreError(
-                f"{key}: {len(parts)} parts of {nbytes} bytes were uploaded, "
-                f"not {shards} of {expected_bytes}"
-            )
+    _check_parts(output, parts, shards)
+    try:
         store.complete_upload(key, output.upload_id, parts)
-    # Without parts the upload was completed before, and only the answer was lost.
+    except ReplacedPartError:
+        held = store.list_parts(key, output.upload_id)
+        if held is not None:
+            _check_parts(output, held, shards)
+            store.complete_upload(key, output.upload_id, held)
+    # It may have been completed before, and only the answer was lost.
     found = store.describe(key)
     if found is None or found[0].nbytes != expected_bytes:
         raise StoreError(
             f"{key} has {found[0].nbytes if found else 'no'} bytes, not {expected_bytes}"
         )
     return found
+
+
+def _check_parts(output: Output, parts: Sequence[Part], shards: int) -> None:
+    expected_bytes = output.header.nbytes + output.nbytes
+    nbytes = sum(part.nbytes for part in parts)
+    if len(parts) != shards or nbytes != expected_bytes:
+        raise StoreError(
+            f"{output.key}: {len(parts)} parts of {nbytes} bytes were uploaded, "
+            f"not {shards} of {expected_bytes}"
+        )
 
 
 def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> Version | None:
@@ -314,7 +336,7 @@ def _next_version(store: S3Store, plan: Plan, made: Sequence[ObjectVersion]) -> 
         StoredTensors(source, output.header.nbytes)
         for source, output in zip(made, outputs, strict=True)
     )
-    layout = update.layout(store.get_bytes(update.header_key))
+    layout = update.read_layout(store)
     return Version(
         new.server_optimizer.model,
         new.version,

@@ -21,7 +21,7 @@ from gradshard_core.planning.plan_parts import (
     Stage,
 )
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.rounds import admission, arrivals, buffered_round
+from gradshard_core.rounds import admission, arrivals, buffered_round, waiting
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
@@ -44,12 +44,10 @@ def first_plan(context: PlanContext) -> Plan:
     """
     spec = context.spec
     addresses = buffered_round.addresses(context)
-    answered = (
-        admission.answered_clients(context.store, context.keys, spec)
-        if addresses is None
-        else sorted(addresses)
-    )
-    clients, rejected = admission.entitled(spec, answered)
+    answered = _known_to_have_answered(context) if addresses is None else sorted(addresses)
+    if answered is None:
+        answered = admission.answered_clients(context.store, context.keys, spec)
+    clients, rejected = admission.limit_to_expected(spec, answered)
     if len(clients) > READ_AT_ONCE:
         return _survey(context, clients, rejected, spec.missing(answered))
     stage = Stage(context.request.entered_at)
@@ -68,8 +66,23 @@ def first_plan(context: PlanContext) -> Plan:
         rejected=rejected,
         addresses=addresses,
     )
-    missing = () if stage.awaited else spec.missing(answered)
+    # An update may have been deleted.
+    found = {c.client for c in admitted.contributors} | {r.client for r in admitted.rejected}
+    missing = () if stage.awaited else spec.missing(sorted(found))
     return _plan(context, admitted, stage, missing, addresses or {})
+
+
+def _known_to_have_answered(context: PlanContext) -> list[str] | None:
+    """Return the expected clients if the round goes on because all have answered.
+
+    That saves a listing. None if only a listing can tell who has.
+    """
+    spec = context.spec
+    if isinstance(spec.clients, int) or spec.enough_clients or spec.updates_from or spec.eager:
+        return None
+    if context.request.reason != waiting.COMPLETE or spec.expected > READ_AT_ONCE:
+        return None
+    return sorted(spec.clients)
 
 
 def plan_surveyed(context: PlanContext, previous: Plan) -> Plan:

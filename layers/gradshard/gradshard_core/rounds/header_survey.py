@@ -18,6 +18,7 @@ from gradshard_core.errors import (
     UnreadableObjectError,
     UpdateError,
 )
+from gradshard_core.formats import metrics
 from gradshard_core.formats.compressed_updates import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
@@ -63,6 +64,8 @@ Facts = Surveyed | str | None
 def survey(s3: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
     """Read the headers of a task's updates; return what its record has of them.
 
+    Metrics that they have are stored apart, for the training: later tasks replace the record.
+
     Raises
     ------
     StoreError
@@ -72,8 +75,12 @@ def survey(s3: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
     contributors = plan.contributors[task.first : task.stop]
     reports = plan.computation.weights == STEPS or plan.assignments is not None
     with ThreadPoolExecutor(READERS) as pool:
-        read = pool.map(lambda c: _read(s3, c.source, reports=reports), contributors)
-        entries = [_entry(facts, layouts) for facts in read]
+        read = list(pool.map(lambda c: _read(s3, c.source, reports=reports), contributors))
+    entries = [_entry(facts, layouts) for facts, _ in read]
+    sent = {c.client: found for c, (_, found) in zip(contributors, read, strict=True)}
+    if any(found != {} for found in sent.values()):
+        keys = RoundKeys(plan.round_id)
+        s3.put_json(keys.surveyed_metrics(task.number), metrics.of_clients_to_json(sent))
     found = [[digest.hex() for digest in digests] for digests in layouts]
     return {"updates": entries, "layouts": found}
 
@@ -98,28 +105,29 @@ def read_survey(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[tuple[C
         yield from zip(plan.contributors[task.first : task.stop], read(task), strict=True)
 
 
-def _read(s3: TaskS3Client, source: ObjectVersion, *, reports: bool) -> Facts:
+def _read(s3: TaskS3Client, source: ObjectVersion, *, reports: bool) -> tuple[Facts, metrics.Found]:
     try:
         data = s3.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
         end = PREFIX_BYTES + header_length(data, source.nbytes)
         if end > LARGE_HEADER:
-            return None
+            return None, None
         if end > len(data):
             data = s3.get_range(source, 0, end)
         header = parse_update(data[PREFIX_BYTES:end], source.nbytes)
         samples = parse_samples(header.metadata)
     except (UpdateError, ChangedObjectError) as error:
-        return f"{source.key}: {error}"
+        return f"{source.key}: {error}", {}
     except UnreadableObjectError as error:
-        return str(error)
+        return str(error), {}
     compressed = isinstance(header.layout, EncodedLayout)
-    return Surveyed(
+    surveyed = Surveyed(
         samples,
         header.data_offset,
         parse_codec_error(header.metadata) if compressed else None,
         digests_of(header.layout),
         parse_report(samples, header.metadata) if reports else None,
     )
+    return surveyed, metrics.find(header.metadata)
 
 
 def _entry(facts: Facts, layouts: dict[Digests, int]) -> Any:

@@ -158,7 +158,7 @@ def decide(
     PlanError
         The measurement is missing.
     """
-    store, keys, rule = context.store, context.keys, context.spec.decider
+    store, keys, rule = context.store, context.keys, context.spec.weighing_rule
     key = keys.measurement(measured)
     measurement = store.get_json(key, _checked)
     if measurement is None or rule is None:

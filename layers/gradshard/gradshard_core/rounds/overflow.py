@@ -339,7 +339,7 @@ def _widest(dtype: DType) -> DType:
 def _element_at(s3: TaskS3Client, plan: Plan, position: int) -> tuple[str, int]:
     """Return the name of the tensor that has an element, and the element's index in it."""
     update = plan.outputs[0]
-    return element_at(update.layout(s3.get_bytes(update.header_key)), position)
+    return element_at(update.read_layout(s3), position)
 
 
 def element_at(layout: Layout, position: int) -> tuple[str, int]:

@@ -52,6 +52,7 @@ from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
 from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage
 from gradshard_core.stragglers.local_steps import note_bounded_steps
 from gradshard_core.stragglers.salf import FEDAVG
@@ -77,12 +78,12 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
     except SpecError as error:
         raise PlanError(str(error)) from None
     header = encode_header(layout, {})
-    store.put_bytes(keys.layout, header, content_type=HEADER_TYPE)
+    _store_header(store, keys.layout, header)
     state_header = NO_HEADER
     if spec.server_optimizer is not None and spec.server_optimizer.state:
-        encoded = encode_header(state_layout(layout), {})
-        store.put_bytes(keys.state_layout, encoded, content_type=HEADER_TYPE)
-        state_header = StoredHeader.of(encoded)
+        state_header = _store_header(
+            store, keys.state_layout, encode_header(state_layout(layout), {})
+        )
     return PlannedLayout.of(
         layout,
         header,
@@ -90,6 +91,14 @@ def write_layout(context: PlanContext, layout: Layout | None) -> PlannedLayout:
         state_header=state_header,
         buffers=averaged,
     )
+
+
+def _store_header(store: S3Store, key: str, header: bytes) -> StoredHeader:
+    """Describe a header, and write it if it is too large for the plan."""
+    stored = StoredHeader.of(header)
+    if stored.in_plan is None:
+        store.put_bytes(key, header, content_type=HEADER_TYPE)
+    return stored
 
 
 def assemble(
@@ -126,7 +135,7 @@ def assemble(
     if spec.is_drawn and not contributors:
         decided = Decided((_nobody(context),), (), None)
     measures = spec.measures and decided is None
-    if spec.noised is not None and not measures:
+    if spec.aggregator_noise is not None and not measures:
         write_noise_key(context.store, keys)
     sample, sample_notes = _sample(spec, layout)
     weights = weights_of(spec, is_decided=decided is not None)
@@ -205,7 +214,7 @@ def _computation(spec: RoundSpec, grouping: Grouping, weights: str) -> Computati
         rule=FEDAVG if spec.rule is None else spec.rule.name,
         allow_nonfinite=spec.allow_nonfinite,
         robust=spec.robust_rule,
-        dp=spec.noised,
+        dp=spec.aggregator_noise,
     )
 
 
@@ -245,7 +254,7 @@ def _choose_shards(
         is_cut=TOPOLOGIES[grouping.topology].is_cut,
         sums_bytes=(
             sharding.sums_bytes(spans, 0, layout.nbytes)
-            if spec.noised is None
+            if spec.aggregator_noise is None
             else private_sums_bytes(spans, 0, layout.nbytes)
         ),
         depth=max(1, *(len(level.order) for level in grouping.levels)),
@@ -254,13 +263,14 @@ def _choose_shards(
             layers=len(layout.layers),
             spans=len(layout.spans) + len(layout.buffers),
             runs=further_runs(runs) * (2 if stored_bytes else 1),  # of five numbers, not of three
+            headers=len(layout.header.text) + len(layout.state_header.text),
         ),
         widening=sharding.widening(spans),
         holds_all=spec.robust_rule is not None and spec.robust_rule.holds_all,
         measures=spec.measures,
         matrices=count_matrices(spans, len(layout.layers) if spec.compares_layers else 1),
         sample=sample,
-        noises=0 if spec.noised is None else 1 + len(spec.noised.cancels),
+        noises=0 if spec.aggregator_noise is None else 1 + len(spec.aggregator_noise.cancels),
         applied=None if spec.server_optimizer is None else len(spec.server_optimizer.state),
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,

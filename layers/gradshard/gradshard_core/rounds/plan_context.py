@@ -27,11 +27,14 @@ class PlanRequest(NamedTuple):
         The reason why the round goes on.
     attempt
         0 for the first plan, and one more after contributors were rejected while they were read.
+    is_repeated
+        Whether the machine has sent it before, to a call that may have been killed.
     """
 
     entered_at: str
     reason: str
     attempt: int
+    is_repeated: bool = False
 
 
 class PlanContext(NamedTuple):

@@ -16,6 +16,7 @@ from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
 from gradshard_core.rounds.keeper_wait import next_plan, send_request
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
 from gradshard_core.rounds.replan import replan
+from gradshard_core.rounds.waiting import end_waiting, waits_once
 from gradshard_core.s3.store import S3Store
 
 
@@ -63,10 +64,13 @@ def plan_round(
     previous = read_plan(store, keys) if head else None
     if previous is not None and _answers(previous, request):
         opened = read_spec(store, keys)
-        return _hand_out(store, keys, opened and opened[0], previous, aggregator, keeper)
+        return _hand_out(store, keys, opened and opened[0], previous, request, aggregator, keeper)
     context = read_context(store, keys, request, aggregator)
     plan = _make_plan(context, previous)
     written = plan_to_json(plan, piece_writer(store, keys))
+    if request.attempt == 0 and waits_once(context.spec):
+        # Before the plan is there: who arrives from now on looks for it.
+        end_waiting(store, keys)
     is_ours = store.put_json(keys.plan, written, replaces=head.etag if head else None)
     if is_ours and previous is not None:
         _abort_uploads(store, previous, unless_in=plan)
@@ -79,7 +83,7 @@ def plan_round(
     if store.head(keys.manifest) is not None:
         _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
-    return _hand_out(store, keys, context.spec, plan, aggregator, keeper)
+    return _hand_out(store, keys, context.spec, plan, request, aggregator, keeper)
 
 
 def _hand_out(
@@ -87,11 +91,19 @@ def _hand_out(
     keys: RoundKeys,
     spec: RoundSpec | None,
     plan: Plan,
+    request: PlanRequest,
     aggregator: LambdaConfig,
     keeper: S3Store | None,
 ) -> dict[str, Any]:
     """Tell clients that were overlooked, and write the tasks of a plan that is written."""
+    if request.is_repeated and plan.computation.has_outputs:
+        # The call before may have been killed between its uploads and its plan.
+        for output in plan.outputs:
+            store.abort_open_uploads(output.key, but=output.upload_id)
     if plan.attempt == 0 and plan.is_complete and spec is not None:
+        if waits_once(spec):
+            # Again: a late call of open_round may have looked for the plan before it was there.
+            end_waiting(store, keys)
         reject_overlooked(store, keys, spec, plan)
     return _write_tasks(store, keys, plan, aggregator, keeper)
 

@@ -89,6 +89,8 @@ class TaskInputs:
         The spans of the layout, split at buffers if the task measures.
     reduction
         The operation that combines the inputs.
+    parts
+        The ETag and size of the part that was written of each output, by its key.
     """
 
     def __init__(self, s3: TaskS3Client, plan: Plan, task: Task, pool: ThreadPoolExecutor) -> None:
@@ -99,6 +101,7 @@ class TaskInputs:
         if task.level == 0:
             self.contributors = plan.group(task.first, task.stop)
         masking = plan.masking if plan.is_last(task.level) else None
+        self.parts: dict[str, tuple[str, int]] = {}
         self._masks = [masking.answer] if masking is not None and masking.answer else []
         self._is_disordered = not all(c.runs.are_in_order for c in self.contributors)
         # One buffer for all inputs, since they are read one after another. Pages that are never

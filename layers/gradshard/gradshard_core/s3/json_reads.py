@@ -22,7 +22,7 @@ class JsonReads(ABC):
     @overload
     def get_json(self, key: str, read: Callable[[Any], T]) -> T | None: ...
 
-    def get_json(self, key: str, read: Callable[[Any], Any] = json_records.as_it_is) -> Any:
+    def get_json(self, key: str, read: Callable[[Any], Any] = json_records.unchanged) -> Any:
         """Read an object with :func:`~gradshard_core.formats.json_records.decode`, or None."""
         body = self.get_bytes(key)
         return None if body is None else json_records.decode(key, body, read)

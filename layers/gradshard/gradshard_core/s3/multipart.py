@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from gradshard_core.errors import ReplacedPartError
 from gradshard_core.s3.bucket import Bucket
 from gradshard_core.s3.transport import ResponseError, translated
 
@@ -53,6 +54,11 @@ class MultipartUploads(Bucket):
 
         Completing twice is no error. S3 does not know the upload the second time, so the caller has
         to check the object.
+
+        Raises
+        ------
+        ReplacedPartError
+            A part was sent again, and S3 has it with another ETag, as under a KMS key.
         """
         self.meter.add(puts=1)
         named: list[Any] = [
@@ -60,23 +66,28 @@ class MultipartUploads(Bucket):
             | ({"ChecksumCRC64NVME": part.crc64nvme} if part.crc64nvme else {})
             for part in parts
         ]
-        with contextlib.suppress(ResponseError), translated(key, "NoSuchUpload"):
-            self.call(
-                "complete_multipart_upload",
-                Key=key,
-                UploadId=upload_id,
-                MultipartUpload={"Parts": named},
-            )
+        try:
+            with translated(key, "NoSuchUpload", "InvalidPart"):
+                self.call(
+                    "complete_multipart_upload",
+                    Key=key,
+                    UploadId=upload_id,
+                    MultipartUpload={"Parts": named},
+                )
+        except ResponseError as error:
+            if error.code == "InvalidPart":
+                raise ReplacedPartError(f"{key}: {error}") from None
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """Delete an upload's parts; no error if they are gone already."""
         with contextlib.suppress(ResponseError), translated(key, "NoSuchUpload"):
             self.call("abort_multipart_upload", Key=key, UploadId=upload_id)
 
-    def abort_open_uploads(self, key: str) -> None:
-        """Delete every unfinished upload to ``key``."""
+    def abort_open_uploads(self, key: str, *, but: str = "") -> None:
+        """Delete every unfinished upload to ``key`` but one, given by its id."""
         for upload_id in self.open_uploads(key):
-            self.abort_upload(key, upload_id)
+            if upload_id != but:
+                self.abort_upload(key, upload_id)
 
     def open_uploads(self, key: str) -> list[str]:
         """List the ids of the unfinished uploads to ``key``, newest first."""

@@ -32,6 +32,8 @@ class StreamWriter:
         self._head, self._start = head, start
         self._has_begun = False
         self._sent = 0
+        self.etag = ""
+        """The ETag of what was written, once S3 has all of it."""
 
     def write(self, data: bytes | memoryview) -> None:
         """Send the next bytes."""
@@ -155,6 +157,7 @@ class TaskS3Client(S3Store):
             if response.status != HTTPStatus.OK:
                 raise _rejected(key, response)
             response.read()
+            writer.etag = response.headers.get("ETag", "")
         finally:
             # Never reused, because a PUT on a connection that S3 has closed could not be repeated;
             # and never kept, or a warm function would have one more with every task.

@@ -33,7 +33,7 @@ class Transport(Protocol):
     meter: Meter
 
     def call(self, operation: str, /, **parameters: Any) -> dict[str, Any]:
-        """Send a request, again after transient failures, and return the fields of its response.
+        """Send a request, with retries after transient failures; return the response's fields.
 
         Operations, parameters and fields have boto3's names. ``Body`` of ``get_object`` has not
         been read; it has the methods of :class:`~gradshard_core.s3.streams.Body`, and ``read``.

@@ -19,10 +19,14 @@ from gradshard_core.records.training_state import (
     read_training_spec,
 )
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.ended_round import forget_noise, record_ended_round
+from gradshard_core.trainings.ended_round import (
+    delete_dropped_keys,
+    dropping_keys,
+    record_ended_round,
+)
 from gradshard_core.trainings.inviting import next_round, training_round
 from gradshard_core.trainings.round_outcome import read_outcome
-from gradshard_core.trainings.stale_updates import reject_stale_updates
+from gradshard_core.trainings.stale_updates import reject_stale_updates, reject_waiting_updates
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 STEPS_PER_RUN: Final = 100
@@ -30,7 +34,7 @@ STEPS_PER_RUN: Final = 100
 an execution at its 25,000th event; ``unit/trainings/test_history.py`` counts them."""
 
 ROOM_BYTES: Final = 8 * 1024
-"""An answer has less beside a round's terms, and a space after each of 4,096 ids."""
+"""An answer has less beside a round's terms and a space after each of their ids."""
 
 ROUND: Final = "round"
 WAIT: Final = "wait"
@@ -86,6 +90,7 @@ def advance_training(
         is_pending = False
         if (state.run, state.step) != (run, step) or state.status != RUNNING:
             return state
+        delete_dropped_keys(store, state)
         now = utc_now()
         if state.invitation is not None:
             optimizer = None if state.invitation.is_evaluation else spec.server_optimizer
@@ -104,10 +109,11 @@ def advance_training(
             following = next_round(store, keys, spec, closed, now, aggregator)
         if spec.is_buffered:
             following = reject_stale_updates(store, keys, spec, state, following)
-        forget_noise(store, state, following)
+        following = dropping_keys(state, following)
         return replace(following, step=step + 1, changed_at=now.isoformat())
 
     state = change_state(store, keys, change)
+    _clean_up(store, keys, spec, state)
     asked = {"training": name, "run": run, "step": step}
     if is_pending and state.invitation is not None:
         return asked | {"status": SETTLE, "round": state.invitation.round_id}
@@ -115,6 +121,13 @@ def advance_training(
     if answer["status"] == state.status:
         publish_if_stopped(store, name, state)
     return asked | answer
+
+
+def _clean_up(store: S3Store, keys: TrainingKeys, spec: TrainingSpec, state: TrainingState) -> None:
+    """Do what follows from a state once it is written: before, another call may write another."""
+    delete_dropped_keys(store, state)
+    if spec.is_buffered and state.status == ENDED:
+        reject_waiting_updates(store, keys, spec, state)
 
 
 def _answer(
@@ -140,5 +153,6 @@ def _answer(
         seconds = math.ceil((until - utc_now()).total_seconds())
         return following | {"status": WAIT, "seconds": max(1, seconds)}
     round_keys = RoundKeys(invitation.round_id)
-    terms = with_room(training_round(keys, spec, state), store, round_keys, further=ROOM_BYTES)
+    further = ROOM_BYTES + len(invitation.clients)
+    terms = with_room(training_round(keys, spec, state), store, round_keys, further=further)
     return following | {"status": ROUND, "round": invitation.round_id, "spec": terms.to_json()}

@@ -11,6 +11,7 @@ from gradshard_core.formats.metrics import MAX_KEPT
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.noise_key import delete_noise_key
+from gradshard_core.records.stored_lists import store_kept
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -33,7 +34,8 @@ def record_ended_round(
     """Record a round that has ended, and return the state of the training after it."""
     invitation = state.invitation
     assert invitation is not None  # noqa: S101 - for mypy: a round has ended
-    store.put_json(keys.record(invitation.round_id), _record(spec, invitation, outcome, now))
+    record = _record(store, keys, spec, invitation, outcome, now)
+    store.put_json(keys.record(invitation.round_id), record)
     kind = "evaluate" if invitation.is_evaluation else "train"
     after = replace(
         state,
@@ -135,17 +137,33 @@ def _forgotten(state: TrainingState) -> NoiseTree | None:
     return state.tree and state.tree.forget(is_under_way=is_under_way)
 
 
-def forget_noise(store: S3Store, before: TrainingState, after: TrainingState) -> None:
-    """Delete the keys of noise that is not taken out of the model later; safe to repeat.
+def dropping_keys(before: TrainingState, after: TrainingState) -> TrainingState:
+    """Return the state after another one, with the keys of noise that are not needed any more."""
+    return replace(after, dropped_keys=tuple(sorted(before.noise_rounds - after.noise_rounds)))
 
-    Called before the state after it is written: then whoever repeats the step deletes them, too.
+
+def delete_dropped_keys(store: S3Store, state: TrainingState) -> None:
+    """Delete the keys of noise that are not taken out of the model later; safe to repeat.
+
+    Parameters
+    ----------
+    store
+        The bucket.
+    state
+        A state that has been written. Another one, which a late call would write, may drop keys
+        that later rounds need.
     """
-    for round_id in sorted(before.noise_rounds - after.noise_rounds):
+    for round_id in state.dropped_keys:
         delete_noise_key(store, RoundKeys(round_id))
 
 
 def _record(
-    spec: TrainingSpec, invitation: Invitation, outcome: Outcome, now: datetime
+    store: S3Store,
+    keys: TrainingKeys,
+    spec: TrainingSpec,
+    invitation: Invitation,
+    outcome: Outcome,
+    now: datetime,
 ) -> dict[str, Any]:
     stated = asdict(outcome)
     updates = stated.pop("updates")
@@ -153,14 +171,12 @@ def _record(
     stated["metrics"] = {n: mean for n, mean in outcome.metrics.items() if n in kept}
     if more := len(outcome.metrics) - len(stated["metrics"]):
         stated["notes"] += (f"{more} more metrics, which fewer clients sent, are not kept",)
+    for name in ("contributors", "rejected", "bad"):
+        stated[name] = store_kept(store, keys, stated[name])
     return {
-        **asdict(invitation),
+        **invitation.to_json(),
         **stated,
-        "staleness": {
-            update["client"]: update["staleness"]
-            for update in updates
-            if base_version(update["key"]) is not None
-        },
+        "staleness": {update["client"]: update["staleness"] for update in updates},
         "base_version": invitation.version,
         "closed_at": now.isoformat(),
     }

@@ -94,7 +94,7 @@ def next_round(
 
 def _drawn(
     spec: TrainingSpec, state: TrainingState, members: Sequence[str], which: str
-) -> tuple[tuple[str, ...], int]:
+) -> tuple[Sequence[str], int]:
     """Return the clients that a round invites, and how many of them it awaits."""
     if spec.secret_sample is not None:
         drawn = state.drawn or sampling.draw_in_secret(members, spec.secret_sample.probability)
@@ -149,7 +149,7 @@ def evaluation_is_due(spec: TrainingSpec, state: TrainingState) -> bool:
     return is_last or state.completed % spec.evaluate_every == 0
 
 
-def evaluation_spec(spec: TrainingSpec, clients: tuple[str, ...], awaited: int) -> RoundSpec:
+def evaluation_spec(spec: TrainingSpec, clients: Sequence[str], awaited: int) -> RoundSpec:
     """Return the spec of a round in which clients send metrics and no tensors of the model."""
     fields: dict[str, Any] = {
         "clients": list(clients),
@@ -191,7 +191,7 @@ def _wait_for_members(
             f"{spec.needed()}; it was waited for {timeout} s. Resume the training when enough have "
             "joined",
         )
-    until = now + timedelta(seconds=max(spec.poll_seconds, timeout / LOOKS_FOR_MEMBERS))
+    until = now + timedelta(seconds=max(spec.poll_interval, timeout / LOOKS_FOR_MEMBERS))
     return replace(state, lacks_members_since=since, waits_until=until.isoformat())
 
 

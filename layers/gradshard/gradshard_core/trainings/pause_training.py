@@ -9,7 +9,7 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import RUNNING, TrainingState, change_state
 from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.ended_round import forget_noise, paused
+from gradshard_core.trainings.ended_round import delete_dropped_keys, dropping_keys, paused
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 
@@ -40,11 +40,12 @@ def pause_training(
     def change(state: TrainingState) -> TrainingState:
         if state.run != run or state.status != RUNNING:
             return state
+        delete_dropped_keys(store, state)
         after = replace(paused(state, cause), changed_at=datetime.now(UTC).isoformat())
-        forget_noise(store, state, after)
-        return after
+        return dropping_keys(state, after)
 
     state = change_state(store, TrainingKeys(name), change)
+    delete_dropped_keys(store, state)
     if state.run == run:
         publish_if_stopped(store, name, state)
     return {"training": name, "status": state.status, "error": error, "cause": state.cause or ""}

@@ -1,7 +1,8 @@
 """The outcome of a round of a training: contributors, metrics, cost."""
 
 import threading
-from collections.abc import Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -10,16 +11,17 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import metrics
 from gradshard_core.formats.headers import header_length, parse_header
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, base_version
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Plan
+from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.records.manifest import COMPLETED
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.s3.store import S3Store
 
-READERS: Final = 16
 FIRST_READ_BYTES: Final = 16 * 1024
 """The header of most updates is shorter than this, so that one request reads it."""
 
@@ -60,7 +62,7 @@ class Outcome:
     notes
         The metrics that do not count, with the reasons.
     updates
-        The updates that were averaged, and those that a rule has left out.
+        Of a buffered training, the updates that were averaged, and those that a rule has left out.
     bad
         Of a round that failed, the clients whose updates were found bad.
     is_planned
@@ -123,22 +125,29 @@ def read_outcome(
             bad=_bad(store, keys, plan, rejected),
             is_planned=plan is not None,
         )
+    contributors, updates, nbytes = [], [], array("q")
+    for sent in manifest["contributors"]:
+        contributors.append(sent["client"])
+        nbytes.append(sent["nbytes"])
+        if base_version(sent["key"]) is not None:
+            updates.append(
+                CountedUpdate(sent["client"], sent["key"], sent["etag"], sent["staleness"])
+            )
     found, notes = _sent(store, keys)
     return Outcome(
         is_completed=True,
-        contributors=tuple(entry["client"] for entry in manifest["contributors"]),
+        contributors=tuple(contributors),
         # An update that a rule left out was sent, too, and has a rejection.
         rejected=(*rejected, *manifest["left_out"]),
         metrics=found,
         version=(manifest["model"] or {}).get("version"),
-        dollars=training_cost.measured(manifest, optimizer, aggregator),
+        dollars=training_cost.measured(
+            manifest, nbytes, optimizer, aggregator, is_buffered=bool(updates)
+        ),
         next_clip=(manifest.get("privacy") or {}).get("next_clip"),
         notes=notes,
         updates=(
-            *(
-                CountedUpdate(c["client"], c["key"], c["etag"], c["staleness"])
-                for c in manifest["contributors"]
-            ),
+            *updates,
             *_left_out(store, keys, manifest),
         ),
     )
@@ -150,7 +159,11 @@ def _left_out(
     """Return the updates that a rule has left out, of which the manifest has the senders alone."""
     plan = read_plan(store, keys) if manifest["left_out"] else None
     found = () if plan is None else plan.participants.left_out
-    return tuple(CountedUpdate(c.client, c.source.key, c.source.etag, c.staleness) for c in found)
+    return tuple(
+        CountedUpdate(c.client, c.source.key, c.source.etag, c.staleness)
+        for c in found
+        if base_version(c.source.key) is not None
+    )
 
 
 def _bad(
@@ -176,24 +189,54 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
     plan = read_plan(store, keys)
     if plan is None:
         return {}, ()
+    notes: list[str] = []
+    # Of more updates than planning reads headers of, tasks have read the metrics, too.
+    is_surveyed = len(plan.contributors) > READ_AT_ONCE
+    read = _surveyed(store, keys, plan) if is_surveyed else _read_all(store, list(plan.senders))
 
+    def counting() -> Iterator[tuple[int, dict[str, float]]]:
+        for client, samples, found in read:
+            if isinstance(found, dict):
+                yield samples, found
+            elif len(notes) < MAX_NOTES:
+                notes.append(f"metrics of {client} do not count: {found}")
+
+    return metrics.average(counting()), tuple(notes)
+
+
+_Sent = tuple[str, int, metrics.Found]
+"""A client, its samples and its metrics."""
+
+
+def _surveyed(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[_Sent]:
+    """Yield what tasks have read of the contributors' metrics, one task after another."""
+    samples = {contributor.client: contributor.samples for contributor in plan.contributors}
+    unread: set[str] = set()
+    for entry in store.list_objects(keys.metrics):
+        for client, found in (store.get_json(entry.key) or {"clients": ()})["clients"]:
+            if client not in samples:
+                continue
+            if found is None:
+                unread.add(client)
+            else:
+                yield client, samples[client], found
+    if unread:
+        yield from _read_all(store, [c for c in plan.contributors if c.client in unread])
+
+
+def _read_all(store: S3Store, contributors: Sequence[Contributor]) -> Iterator[_Sent]:
+    """Read the metrics in the headers of updates."""
     one_at_a_time = threading.Lock()
 
-    def read(source: ObjectVersion) -> dict[str, float] | str:
+    def read(contributor: Contributor) -> metrics.Found:
         try:
-            return _metrics(store, source, one_at_a_time)
+            return _metrics(store, contributor.source, one_at_a_time)
         except UpdateError as error:
             return str(error)
 
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(read, [contributor.source for contributor in plan.senders]))
-    sent, notes = [], []
-    for contributor, result in zip(plan.senders, found, strict=True):
-        if isinstance(result, str):
-            notes.append(f"metrics of {contributor.client} do not count: {result}")
-        else:
-            sent.append((contributor.samples, result))
-    return metrics.average(sent), tuple(notes[:MAX_NOTES])
+    with ThreadPoolExecutor(training_cost.HEADERS_AT_ONCE) as pool:
+        for contributor, found in zip(contributors, pool.map(read, contributors), strict=True):
+            yield contributor.client, contributor.samples, found
 
 
 def _metrics(store: S3Store, source: ObjectVersion, lock: threading.Lock) -> dict[str, float]:

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from gradshard_core.planning.option_parsers import MAX_NAMED
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.training_spec import TrainingSpec
 
 _BITS: Final = 53
@@ -33,7 +33,7 @@ def count_invited(spec: TrainingSpec, members: int) -> tuple[int, int]:
     members
         The number of clients that can be invited.
     """
-    most = min(members, MAX_NAMED)
+    most = min(members, MAX_CLIENTS)
     if spec.buffer is not None:
         return most, min(most, spec.buffer)
     wanted = members if spec.sample is None else spec.sample

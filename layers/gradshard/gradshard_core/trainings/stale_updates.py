@@ -36,10 +36,7 @@ def reject_stale_updates(
     """
     oldest = state.oldest_version(spec.staleness)
     if following.status == ENDED:
-        newest = max(oldest, state.version or 0, following.version or 0)
-        versions = range(state.settled_before, newest + 1)
-        _reject(store, keys, following, versions, f"has ended: {following.cause}")
-        return following
+        return following  # once that is written
     versions = range(state.settled_before, oldest)
     if not versions:
         return following
@@ -49,6 +46,23 @@ def reject_stale_updates(
         store.put_json(keys.inbox(version).counted, following.counted.get(str(version), {}))
     kept = {v: clients for v, clients in following.counted.items() if int(v) >= oldest}
     return replace(following, settled_before=oldest, counted=kept)
+
+
+def reject_waiting_updates(
+    store: S3Store, keys: TrainingKeys, spec: TrainingSpec, state: TrainingState
+) -> None:
+    """Reject the updates that wait in a training that has ended; safe to repeat.
+
+    Parameters
+    ----------
+    store, keys, spec
+        The training.
+    state
+        As it is written. A late call may want to end a training that goes on.
+    """
+    newest = max(state.oldest_version(spec.staleness), state.version or 0)
+    versions = range(state.settled_before, newest + 1)
+    _reject(store, keys, state, versions, f"has ended: {state.cause}")
 
 
 def _reject(

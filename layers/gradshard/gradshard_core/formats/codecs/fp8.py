@@ -9,7 +9,13 @@ from typing import Final
 
 import numpy as np
 
-from gradshard_core.formats.codecs.block import BLOCK, SCALE_BYTES, Array, BlockCodec, in_one_piece
+from gradshard_core.formats.codecs.scaled_block import (
+    BLOCK,
+    SCALE_BYTES,
+    Array,
+    BlockCodec,
+    in_one_piece,
+)
 
 _MANTISSA: Final = 3
 _DROPPED: Final = 23 - _MANTISSA

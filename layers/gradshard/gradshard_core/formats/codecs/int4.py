@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gradshard_core.formats.codecs.block import (
+from gradshard_core.formats.codecs.scaled_block import (
     BLOCK,
     SCALE_BYTES,
     Array,

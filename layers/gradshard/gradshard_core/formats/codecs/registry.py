@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.codecs.block import BlockCodec
 from gradshard_core.formats.codecs.fp8 import Fp8
 from gradshard_core.formats.codecs.int4 import Int4
 from gradshard_core.formats.codecs.int8 import Int8
+from gradshard_core.formats.codecs.scaled_block import BlockCodec
 from gradshard_core.formats.codecs.topk import TopK
 
 Codec = BlockCodec | TopK

@@ -15,7 +15,7 @@ from typing import Final
 
 import numpy as np
 
-from gradshard_core.formats.codecs.block import Array
+from gradshard_core.formats.codecs.scaled_block import Array
 
 UNIT: Final = 262_144
 """Elements of a unit; a tensor's last unit may have fewer."""

@@ -17,9 +17,9 @@ from gradshard.client.participation import (
 )
 from gradshard.client.presigned import Response
 from gradshard.client.rejection_watch import OnRejection
+from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
-from gradshard.client.ticket_round import TicketRound
 from gradshard.client.tickets import ticket_of
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll
@@ -116,9 +116,9 @@ class TicketTraining:
         """The client that the ticket is for."""
         return self.ticket.client
 
-    def poll_seconds(self) -> float:
+    def poll_interval(self) -> float:
         """Return the seconds between two looks at the state."""
-        return self._read().poll_seconds
+        return self._read().poll_interval
 
     def updates(self) -> str:
         """Return what updates hold: ``models`` or ``deltas``."""
@@ -145,7 +145,7 @@ class TicketTraining:
 
     def is_invited(self, invitation: Invitation) -> bool:
         """Return whether the client is invited; to train in a buffered training, everybody is."""
-        return invitation.is_open or self.client in invitation.clients
+        return invitation.invites(self.client)
 
     def round(self, invitation: Invitation) -> TicketRound:
         """Return the round of an invitation.

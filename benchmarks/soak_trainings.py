@@ -1,10 +1,10 @@
 """Two trainings left alone while clients start, stop, crash and send junk; then all is checked.
 
-``python -m benchmarks.left_alone --minutes 60`` starts an engine and two trainings, one in rounds
-and one buffered. It starts each client, and ends or kills it at random, as a process of its own. If
-a training pauses, which it should not, the cause is kept and it is resumed. In the end it replays
-every version of both models from the manifests, looks what became of every upload, and counts the
-engine's processes, threads, files and memory.
+``python -m benchmarks.soak_trainings --minutes 60`` starts an engine and two trainings, one in
+rounds and one buffered. It starts each client, and ends or kills it at random, as a process of its
+own. If a training pauses, which it should not, the cause is kept and it is resumed. In the end it
+replays every version of both models from the manifests, looks what became of every upload, and
+counts the engine's processes, threads, files and memory.
 """
 
 import argparse
@@ -95,7 +95,7 @@ class Client:
         if time.monotonic() < self._until:
             return
         if self._process is None:
-            command = [sys.executable, "-m", "benchmarks.left_alone", "--client", self._name]
+            command = [sys.executable, "-m", "benchmarks.soak_trainings", "--client", self._name]
             command += ["--training", self._training, "--port", str(self._port)]
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
             self._until = time.monotonic() + self._rng.expovariate(1 / MEAN_UP_SECONDS)
@@ -140,7 +140,7 @@ def start(federation: Federation, seconds: float) -> dict[str, Training]:
             repeats=20,
             repeat_after=1,
             timeout=300,
-            poll_seconds=2,
+            poll_interval=2,
             **options,
         )
     return found

@@ -1,0 +1,196 @@
+"""The record that a round waits, and what a process remembers of its arrivals."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradshard_core.rounds import aws_callbacks, waiting
+from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.rounds.waiting import ROUNDS_SEEN, Seen
+from tests import reference
+from tests.unit.in_memory import OPENED, Machine
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
+
+ONES = {"w": np.ones(2, "f4")}
+NAN = {"w": np.full(2, np.nan, "f4")}
+
+
+def arrive(machine: Machine, client: str) -> dict[str, Any]:
+    return machine.collect(client, machine.submit(client, ONES))
+
+
+def send_junk(machine: Machine, client: str) -> None:
+    key = machine.keys.update(client)
+    machine.store.put_bytes(key, b"junk")
+    outcome = machine.collect(client, machine.store.etags[key].strip('"'))
+    assert outcome["status"] == "rejected"
+
+
+def test_an_arrival_while_the_round_waits_reads_its_record_and_header_alone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.open(clients=["a", "b"])
+    etag, read = machine.submit("a", ONES), list[str]()
+
+    def watched(get: Callable[..., Any]) -> Callable[..., Any]:
+        def watch(key: str, *rest: Any) -> Any:
+            read.append(key)
+            return get(key, *rest)
+
+        return watch
+
+    for name in ("get_bytes", "get_head"):
+        monkeypatch.setattr(machine.store, name, watched(getattr(machine.store, name)))
+    assert machine.collect("a", etag)["status"] == "accepted"
+    assert set(read) == {machine.keys.callback, machine.keys.update("a")}
+
+
+@pytest.mark.parametrize("ends", ["planned", "given up"])
+def test_a_call_that_opens_a_round_too_late_does_not_have_it_wait_again(
+    machine: Machine, ends: str
+) -> None:
+    terms: dict[str, Any] = {"clients": ["a", "b"], "min_clients": 1}
+    machine.open(**terms)
+    arrive(machine, "a")
+    if ends == "planned":
+        machine.plan(OPENED | {"reason": "deadline"})
+    else:
+        abort_round(machine.store, machine.name, error="E", cause="nobody knows")
+    assert machine.store.get_json(machine.keys.callback) is None
+    machine.open(**terms)
+    outcome = arrive(machine, "b")
+    assert (outcome["status"], outcome["late"]) == ("ignored", True)
+    assert machine.store.get_json(machine.keys.rejection("b"))["late"]
+
+
+@pytest.mark.parametrize("ends", ["plan", "manifest"])
+def test_an_update_that_arrives_once_the_end_of_the_wait_is_written_is_told(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """A contributor replaces its update just then; its event comes before the writer goes on."""
+    machine.open(clients=["a", "b"])
+    arrive(machine, "b")
+    put_json, outcomes = machine.store.put_json, list[dict[str, Any]]()
+
+    def put_then_arrive(key: str, *rest: Any, **options: Any) -> bool:
+        is_put = put_json(key, *rest, **options)
+        if key == getattr(machine.keys, ends):
+            outcomes.append(machine.collect("a", machine.submit("a", {"w": np.zeros(2, "f4")})))
+        return is_put
+
+    machine.submit("a", ONES)
+    monkeypatch.setattr(machine.store, "put_json", put_then_arrive)
+    if ends == "plan":
+        machine.plan(OPENED)
+    else:
+        abort_round(machine.store, machine.name, error="E", cause="nobody knows")
+    [outcome] = outcomes
+    assert (outcome["status"], outcome["late"]) == ("ignored", True)
+    assert machine.store.get_json(machine.keys.rejection("a"))["late"]
+
+
+@pytest.mark.parametrize("is_open", [True, False])
+def test_a_good_update_takes_the_rejection_of_a_bad_one_back(
+    machine: Machine, *, is_open: bool
+) -> None:
+    machine.open(clients=["a", "b"])
+    if not is_open:  # the bad one arrives when the spec is written and the callback is not
+        machine.store.delete(machine.keys.callback)
+    send_junk(machine, "a")
+    machine.open(clients=["a", "b"])
+    assert machine.store.get_json(machine.keys.callback)["tokens"] == ["token"]
+    assert machine.store.get_json(machine.keys.rejection("a")) is not None
+    arrive(machine, "a")
+    assert machine.store.get_json(machine.keys.rejection("a")) is None
+    # Noted once, whoever is rejected after that.
+    etag = machine.store.etags[machine.keys.callback]
+    send_junk(machine, "b")
+    assert machine.store.etags[machine.keys.callback] == etag
+
+
+@pytest.mark.parametrize("ends", ["plan", "manifest"])
+def test_a_rejection_that_is_noted_too_late_leaves_no_record(machine: Machine, ends: str) -> None:
+    machine.open(clients=["a"])
+    spec = machine.spec()
+    waiting.end_waiting(machine.store, machine.keys)
+    machine.store.put_json(getattr(machine.keys, ends), {})
+    waiting.note_rejection(machine.store, machine.keys, spec)
+    assert waiting.read_waiting(machine.store, machine.keys) is None
+
+
+def test_no_round_completes_by_an_update_that_was_seen_and_deleted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
+    for clients in (3, 14):  # the last one looks for all, or lists them
+        machine.begin(f"n{clients}")
+        names = [f"c{number:02}" for number in range(clients)]
+        machine.open(clients=names)
+        for name in names[:-1]:
+            assert not arrive(machine, name)["resumed"]
+        machine.store.delete(machine.keys.update(names[0]))
+        assert not arrive(machine, names[-1])["resumed"]
+        assert arrive(machine, names[0])["resumed"]
+
+
+def test_the_bits_do_not_depend_on_what_a_process_remembers(machine: Machine) -> None:
+    machine.open(clients=["a", "b"])
+    arrive(machine, "b")
+    assert arrive(machine, "a")["resumed"]
+    assert machine.finish()["status"] == "completed"
+    average = machine.store.get_bytes(machine.keys.result)
+    assert average is not None
+    np.testing.assert_array_equal(reference.decode(average)["w"], ONES["w"])
+
+
+def test_a_process_remembers_a_few_rounds() -> None:
+    seen = Seen()
+    for number in range(ROUNDS_SEEN):
+        seen.of(f"r{number}").add("a")
+    assert seen.of("r0") == {"a"}
+    seen.of("another")
+    assert seen.of("r0") == {"a"}
+    assert seen.of("r1") == set()
+
+
+def test_a_round_that_waits_again_keeps_no_terms_for_arrivals(machine: Machine) -> None:
+    layout = {"w": {"dtype": "F32", "shape": [2]}}
+    terms: dict[str, Any] = {"topology": "grid", "fan_in": 2, "eager": True, "weights": "counts"}
+    machine.open(clients=["a", "b"], layout=layout, **terms)
+    assert machine.store.get_json(machine.keys.callback) == {"tokens": ["token"]}
+    assert waiting.read_waiting(machine.store, machine.keys) is None
+
+
+def test_a_part_that_a_task_has_sent_again_under_another_etag_is_completed(
+    machine: Machine,
+) -> None:
+    """As under a KMS key, if a task runs twice and the first run records last."""
+    machine.open(clients=["a"])
+    arrive(machine, "a")
+    machine.aggregate(machine.plan(OPENED))
+    [(upload, part)] = machine.store.parts.items()
+    machine.store.parts[upload] = part._replace(etag='"another"')
+    assert machine.step("finalize_round")["status"] == "completed"
+    average = machine.store.get_bytes(machine.keys.result)
+    assert average is not None
+    np.testing.assert_array_equal(reference.decode(average)["w"], ONES["w"])
+
+
+def test_planning_lists_nothing_if_all_have_answered_and_misses_whose_update_is_gone(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.open(clients=["a", "b", "c"], min_clients=1)
+    for name in ("a", "b"):
+        arrive(machine, name)
+    send_junk(machine, "c")
+    machine.store.delete(machine.keys.update("b"))
+    with monkeypatch.context() as patched:
+        patched.setattr(machine.store, "list_objects", None)
+        machine.plan(OPENED)
+    plan = machine.store.get_json(machine.keys.plan)
+    assert [c["client"] for c in plan["contributors"]] == ["a"]
+    assert [r["client"] for r in plan["rejected"]] == ["c"]
+    assert plan["missing"] == ["b"]
