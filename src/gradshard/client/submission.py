@@ -43,7 +43,7 @@ def check_whole(spec: RoundSpec, layout: Layout | None, content: Content, round_
     if layout.difference(sent) and not layout.difference(sent, partial=True):
         raise UpdateError(
             f"the update has {len(sent.tensors)} of the {len(layout.tensors)} tensors of round "
-            f"{round_id!r}: send it with partial=True (--partial) if that is all that the client has"
+            f"{round_id!r}: send it with partial=True (--partial) if the client has no more"
         )
 
 

@@ -175,8 +175,9 @@ def _partial(plan: Plan) -> dict[str, Any]:
     if not plan.layout.layers:
         return {}
     clients = [contributor.client for contributor in plan.contributors]
+    good = [contributor.client for contributor in plan.good]
     rejected = [rejection.client for rejection in plan.participants.rejected]
-    expected = {*clients, *plan.participants.missing, *rejected}
+    expected = {*good, *plan.participants.missing, *rejected}
     return {
         "layers": [
             {
