@@ -17,9 +17,9 @@ from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
-from gradshard_core.records.notice import seen_by
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
+from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.finalize_round import finalize_round

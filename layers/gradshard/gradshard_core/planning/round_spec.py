@@ -51,15 +51,14 @@ from gradshard_core.planning.option_parsers import (
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
-    InboxSpec,
     encode_clients,
     parse_assignment_spec,
     parse_clients,
     parse_codecs,
-    parse_inbox,
     parse_layout,
     parse_rule,
 )
+from gradshard_core.planning.staleness import InboxSpec, parse_inbox
 from gradshard_core.stragglers.layers import Naming, check_naming
 from gradshard_core.stragglers.salf import PartialRule
 

@@ -23,14 +23,12 @@ from gradshard_core.planning.option_kinds import (
 )
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
-    MAX_EXPONENT,
     MAX_NAMED,
-    InboxSpec,
     parse_clients,
-    parse_exponent,
 )
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
+from gradshard_core.planning.staleness import MAX_EXPONENT, InboxSpec, parse_exponent
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,
