@@ -208,8 +208,8 @@ class RoundSpec:
     )
     eager: bool = option(
         Flag(),
-        "Add up a group of clients as soon as all its updates are there. Needs the topology "
-        "lambda_fl, lifl or grid, the weights counts, client ids, and a layout or a model.",
+        "Add up a group of clients as soon as all its updates are there. Needs a topology "
+        "(lambda_fl, lifl or grid), weights (counts), client ids, and a layout or a model.",
         value=False,
     )
     shards: int | None = option(
