@@ -9,7 +9,7 @@ from gradshard.client.stack import Execution, ListedExecution, Stack
 from gradshard.client.status import AGGREGATING, AWAITING
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys, is_id
-from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.records.stored_spec import read_spec
 

@@ -11,6 +11,7 @@ from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.stack import Stack
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.submission import (
@@ -22,7 +23,6 @@ from gradshard.client.submission import (
     known_layout,
 )
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket
-from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, content_of
 from gradshard.client.uploads import Progress, upload
 from gradshard.client.verification import Verification
@@ -44,7 +44,7 @@ from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments
-from gradshard_core.records.manifest import COMPLETED
+from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.stored_lists import read_expected, read_manifest
 from gradshard_core.records.stored_spec import read_spec

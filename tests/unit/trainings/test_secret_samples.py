@@ -19,9 +19,9 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
-from gradshard_core.records.notice import seen_by
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
+from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.rounds import admission, arrivals
 from gradshard_core.rounds.finalize_round import finalize_round

@@ -19,15 +19,15 @@ from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.decision import read_decision
-from gradshard_core.records.manifest import COMPLETED
+from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds.manifest_json import Work, completed_manifest
 from gradshard_core.rounds.measurement import Measured, left_out, summary
-from gradshard_core.rounds.round_manifest import Work, completed_manifest
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.training_report import Report
 

@@ -53,8 +53,8 @@ from gradshard_core.records.noise_key import write_noise_key
 from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.fednova import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage
-from gradshard_core.stragglers.local_steps import note_bounded_steps
 from gradshard_core.stragglers.salf import FEDAVG
 
 HEADER_TYPE = "application/octet-stream"

@@ -9,7 +9,7 @@ from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Participants
-from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.records.stored_lists import stored
