@@ -1,6 +1,5 @@
 """A training: look at it, join it, pause, resume and stop it."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -50,6 +49,10 @@ READERS: Final = 16
 
 LOOKS_PER_EXECUTION: Final = 15
 """Looks at the state per DescribeExecution call, which Step Functions throttles."""
+
+ROUND_BEGINS_SECONDS: Final = 60.0
+"""How long the round of an invitation is awaited to cancel it: longer than the state machine's
+attempts to start it."""
 
 
 class Training:
@@ -391,13 +394,32 @@ class Training:
             There is no such training.
         TrainingStateError
             It has ended.
+        WaitTimeoutError
+            The current round has not begun within a minute, so it cannot be cancelled yet.
         """
         state = self._request(STOP, reason)
-        if now and state.status == RUNNING and state.invitation is not None:
-            keys = RoundKeys(state.invitation.round_id)
-            with contextlib.suppress(RoundStateError, RoundNotFoundError):
-                operations.cancel_round(self._stack, keys, reason)
+        if now:
+            self._cancel_round(state, reason)
         return state
+
+    def _cancel_round(self, state: TrainingState, reason: str) -> None:
+        """Cancel the current round, which begins a moment after its invitation is there."""
+        for _ in poll(ROUND_BEGINS_SECONDS):
+            if state.status != RUNNING or state.invitation is None:
+                return
+            keys = RoundKeys(state.invitation.round_id)
+            try:
+                operations.cancel_round(self._stack, keys, reason)
+            except RoundNotFoundError:
+                state = self.state()
+            except RoundStateError:
+                return
+            else:
+                return
+        raise WaitTimeoutError(
+            f"training {self.id!r} is asked to stop, but its current round has not begun within "
+            f"{ROUND_BEGINS_SECONDS:g} s: stop it once more to cancel the round"
+        )
 
     def _request(self, request: str, reason: str) -> TrainingState:
         if not reason.strip():
