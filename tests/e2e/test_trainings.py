@@ -173,6 +173,22 @@ def test_stop_now_cancels_a_round_of_which_nobody_answers_even_one_that_is_about
     change_state(training._stack.store, training.keys, lambda _: state)
 
 
+def test_a_training_that_waits_for_its_next_round_ends_when_it_is_stopped(
+    federation: Federation,
+) -> None:
+    federation.model("lonely").put(FIRST)
+    training = federation.train(
+        "lonely",
+        rounds=3,
+        server_optimizer={"optimizer": "fedavg", "model": "lonely"},
+        timeout=7 * 24 * 3600,  # it looks every 2.8 hours who has joined
+    )
+    until(lambda: training.state().waits_until)
+    training.stop("nobody comes")
+    state = training.wait(SECONDS)
+    assert (state.cause, state.completed) == ("stopped: nobody comes", 0)
+
+
 def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_way(
     federation: Federation, engine: Engine
 ) -> None:

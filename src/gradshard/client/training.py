@@ -377,7 +377,7 @@ class Training:
         return self._request(PAUSE, reason)
 
     def stop(self, reason: str, *, now: bool = False) -> TrainingState:
-        """End the training when its current round has ended.
+        """End the training when its current round has ended, or at once if none is under way.
 
         Parameters
         ----------
@@ -398,6 +398,8 @@ class Training:
             The current round has not begun within a minute, so it cannot be cancelled yet.
         """
         state = self._request(STOP, reason)
+        if state.status == RUNNING and state.invitation is None:
+            self._start_execution(state)
         if now:
             self._cancel_round(state, reason)
         return state
@@ -430,7 +432,12 @@ class Training:
                 raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
             if state.status == PAUSED and request == STOP:
                 return replace(state, status=ENDED, cause=f"stopped: {reason}", invitation=None)
-            return state if state.status == PAUSED else requested(state, request, reason.strip())
+            if state.status == PAUSED:
+                return state
+            if request == STOP and state.invitation is None:
+                # Its execution may wait for as long as a day before it looks: another one ends it.
+                state = replace(state, run=state.run + 1, first_step=state.step)
+            return requested(state, request, reason.strip())
 
         return change_state(self._stack.store, self.keys, change)
 
@@ -444,7 +451,6 @@ class Training:
         TrainingStateError
             It has ended.
         """
-        machine = self._stack.trainings
         state = self.state()
         is_lost, lost_run = self.lost_execution(state) is not None, state.run
 
@@ -470,11 +476,15 @@ class Training:
             )
 
         state = change_state(self._stack.store, self.keys, change)
-        going_on = {"training": self.id, "run": state.run, "step": state.first_step}
         if state.run > 1:
-            # Does nothing if it runs; and an earlier call may have died before this.
-            machine.start(self.keys.execution(state.run), json_records.encode(going_on).decode())
+            self._start_execution(state)
         return state
+
+    def _start_execution(self, state: TrainingState) -> None:
+        """Start the execution of a state, unless it runs: an earlier call may have died before."""
+        going_on = {"training": self.id, "run": state.run, "step": state.first_step}
+        name = self.keys.execution(state.run)
+        self._stack.trainings.start(name, json_records.encode(going_on).decode())
 
     def remove(self) -> None:
         """Delete the objects of the training, all versions, for good; it must have ended.
