@@ -165,7 +165,7 @@ def test_stop_now_cancels_a_round_of_which_nobody_answers_even_one_that_is_about
     with ThreadPoolExecutor(1) as pool:
         stopped = pool.submit(training.stop, "not begun", now=True)
         with pytest.raises(TimeoutError):
-            stopped.result(2)
+            stopped.result(1)
         with contextlib.suppress(RoundFailed):  # it may be cancelled while it opens
             federation.open_round(later, clients=["ann", "bo"], timeout=10 * SECONDS)
         stopped.result(SECONDS)
