@@ -107,8 +107,8 @@ def _check_looks(spec: TrainingSpec) -> None:
     if known > spec.poll_interval * PREFIX_GETS:
         raise SpecError(
             f"poll_interval is {spec.poll_interval:g} s, in which each of at least {known:,} "
-            f"clients reads the training's state, and S3 answers {PREFIX_GETS:,} reads a second: give "
-            f"{math.ceil(known / PREFIX_GETS)} s or more"
+            f"clients reads the training's state, and S3 answers {PREFIX_GETS:,} reads a second: "
+            f"give {math.ceil(known / PREFIX_GETS)} s or more"
         )
 
 
