@@ -68,6 +68,15 @@ def parse(**fields: Any) -> TrainingSpec:
         ({"budget": {"euros": 2}}, "not an object with dollars"),
         ({"budget": {"dollars": 0}}, "dollars is 0, not a finite number above 0"),
         ({"clients": [f"{'c' * 60}{n:04}" for n in range(1500)]}, "over 98304"),
+        (
+            {"clients": [f"c{n}" for n in range(551)], "poll_interval": 0.1},
+            r"poll_interval is 0\.1 s, .* 551 clients .* answers 5,500 reads a second: give 1 s",
+        ),
+        (
+            {"sample": 27_501},
+            "poll_interval is 5 s, .* at least 27,501 clients .* give 6 s or more",
+        ),
+        ({"sample": 100_000, "poll_interval": 18}, "give 19 s or more"),
         ({"mode": "fast"}, "mode is 'fast', not one of synchronous, buffered"),
         ({"mode": "buffered"}, "mode 'buffered' needs buffer"),
         ({"buffer": 3}, "buffer is for mode 'buffered': give mode, too"),
