@@ -195,13 +195,14 @@ def _requests(load: Workload, shards: int) -> Requests:
     A task reads the plan and its inputs, some of them with several requests. It writes its sum and
     its report. A task that measures writes a report only, and each task after it reads the decision
     of the rule. If the update is applied, the tasks of the last level also read and write the model
-    and the optimizer's state. Headers are in the plan.
+    and the optimizer's state. The first of them reads the headers that are not in the plan.
     """
     tasks = _task_count(load, shards)
     inputs = shards * sum(map(sum, load.levels))
     extra = round(sum(requests for requests, _ in load.extra_reads(shards)))
     applying = shards * load.models
-    counted = Requests(gets=inputs + extra + tasks + applying, puts=2 * tasks + applying)
+    headers = 1 + load.models if load.lists.stores_headers else 0
+    counted = Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
     clients = load.contributors
     if pieces := large_rounds.pieces(clients):
         # Tasks of the lowest level read the piece, or two, that their group is in: of the plan, in

@@ -275,7 +275,7 @@ def _choose_shards(
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,
         unit_bytes=max((r.largest_unit for r in runs), default=0),
-        lists=lists_of(spec),
+        lists=lists_of(spec)._replace(stores_headers=layout.header.in_plan is None),
     )
     return planner.choose(
         load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget
