@@ -162,7 +162,8 @@ def read(blob: bytes) -> dict[str, Array]:
 def random_units(rng: np.random.Generator, codec: str, rows: int) -> Array:
     """Return units with any values, and finite scales of any size that a sum survives."""
     units = rng.integers(0, 256, (rows, UNIT_BYTES[codec]), np.uint8)
-    scales = rng.standard_normal(rows) * 10.0 ** rng.integers(-42, 15, rows)
+    powers: Array = 10.0 ** rng.integers(-42, 15, rows)
+    scales: Array = rng.standard_normal(rows) * powers
     scales[rng.random(rows) < 0.1] = 0
     units[:, :2] = scales.astype(ml_dtypes.bfloat16).view(np.uint8).reshape(rows, 2)
     if codec == "fp8":  # no NaN

@@ -95,11 +95,13 @@ def step(
     for name, tensor in model.items():
         integer = tensor.dtype.kind in "iu"
         wide = np.dtype("f8" if integer or tensor.dtype.itemsize == 8 else "f4")
-        x, u = tensor.astype(wide), update[name].astype(wide)
-        d = u - x if models else u
-        none = np.zeros(x.shape, wide)
-        m = state["momentum"][name] if state else none
-        v = state["variance"][name] if state and name in state["variance"] else none
+        x: Array = tensor.astype(wide)
+        u: Array = update[name].astype(wide)
+        d: Array = u - x if models else u
+        none: Array = np.zeros(x.shape, wide)
+        m: Array = state["momentum"][name] if state else none
+        v: Array = state["variance"][name] if state and name in state["variance"] else none
+        new: Array
         rate = settings["learning_rate"]
         if integer or name in buffers:
             new, m, v = u if models else x + d, none, none
@@ -110,18 +112,21 @@ def step(
             new = x + rate * m
         elif optimizer == "fedadagrad":
             v = v + d * d
-            new = x + rate * d / (np.sqrt(v) + settings["tau"])
+            root: Array = np.sqrt(v) + settings["tau"]
+            new = x + rate * d / root
         else:
             first, second = settings["beta_1"], settings["beta_2"]
             m = first * m + (1 - first) * d
             if optimizer == "fedyogi":
                 v = v - (1 - second) * (d * d) * np.sign(v - d * d)
-                new = x + rate * m / (np.sqrt(v) + settings["tau"])
+                root = np.sqrt(v) + settings["tau"]
+                new = x + rate * m / root
             else:
                 v = second * v + (1 - second) * (d * d)
                 grown = number + 1.0
                 wider = rate * np.sqrt(1 - np.power(second, grown)) / (1 - np.power(first, grown))
-                new = x + np.float64(wider) * m / (np.sqrt(v) + settings["tau"])
+                root = np.sqrt(v) + settings["tau"]
+                new = x + np.float64(wider) * m / root
         new = np.asarray(new).astype(wide)
         kept["momentum"][name], kept["variance"][name] = m, v
         if integer:

@@ -19,7 +19,7 @@ from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import ANYTHING, ListedObject, S3Store
 from gradshard_core.units import MIB
 

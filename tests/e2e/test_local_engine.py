@@ -22,7 +22,8 @@ from botocore.config import Config
 from safetensors.numpy import save_file
 
 from gradshard import Federation
-from gradshard.deployment import local_engine
+from gradshard.deployment import engine_application, local_engine
+from gradshard.deployment.engine import KEEPER_STACK
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.sigv4 import sign
 
@@ -169,6 +170,11 @@ def test_binding_a_running_engine_to_another_address_is_an_error(engine: Engine)
     done = run("local", "up", "--port", engine.port, "--bind", "127.0.0.9")
     assert done.returncode == 1
     assert "runs already and does not listen on 127.0.0.9" in done.stderr
+
+
+def test_the_aggregator_stays_when_it_knows_the_keeper_already(engine: Engine) -> None:
+    bucket = engine_application._bucket_of(engine, KEEPER_STACK)
+    engine_application._update(engine, KeeperBucket=bucket)
 
 
 def test_the_help_warns_of_the_exposed_address(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -23,10 +24,11 @@ from gradshard.client.external_program import Program
 from gradshard.client.participation import Participation
 from gradshard.client.training import Training
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.errors import TrainingFailed, WaitTimeoutError
+from gradshard_core.errors import RoundFailed, TrainingFailed, WaitTimeoutError
 from gradshard_core.formats.keys import TrainingKeys
-from gradshard_core.records.training_state import Invitation, TrainingState
+from gradshard_core.records.training_state import Invitation, TrainingState, change_state
 from tests import reference
+from tests.e2e.deployed import until
 
 pytestmark = pytest.mark.e2e
 
@@ -134,6 +136,57 @@ def test_a_training_runs_by_itself_to_the_bits_of_a_loop(federation: Federation)
     assert records["alone-00002"]["metrics"] == {"loss": 0.5}
     assert records["alone-00003-eval"]["metrics"]["accuracy"] == pytest.approx(0.3)
     assert state.dollars > 0
+
+
+def test_stop_now_cancels_a_round_of_which_nobody_answers_even_one_that_is_about_to_begin(
+    federation: Federation,
+) -> None:
+    federation.model("silent").put(FIRST)
+    training = federation.train(
+        "silent",
+        rounds=3,
+        clients=["ann", "bo"],
+        server_optimizer={"optimizer": "fedavg", "model": "silent"},
+        timeout=10 * SECONDS,
+    )
+    invited = until(lambda: state if (state := training.state()).invitation else None)
+    invitation = cast("Invitation", invited.invitation)
+    under_way = federation.round(invitation.round_id)
+    until(lambda: under_way.status()["state"] == "awaiting")
+    training.stop("nobody is there", now=True)
+    state = training.wait(SECONDS)
+    assert (state.cause, state.completed) == ("stopped: nobody is there", 0)
+    assert under_way.status()["manifest"]["cause"] == "cancelled: nobody is there"
+
+    # The invitation is written first, and then the round begins.
+    later = "silent-of-an-invitation"
+    invited = replace(invited, invitation=replace(invitation, round_id=later))
+    change_state(training._stack.store, training.keys, lambda _: invited)
+    with ThreadPoolExecutor(1) as pool:
+        stopped = pool.submit(training.stop, "not begun", now=True)
+        with pytest.raises(TimeoutError):
+            stopped.result(1)
+        with contextlib.suppress(RoundFailed):  # it may be cancelled while it opens
+            federation.open_round(later, clients=["ann", "bo"], timeout=10 * SECONDS)
+        stopped.result(SECONDS)
+    assert federation.round(later).status()["manifest"]["cause"] == "cancelled: not begun"
+    change_state(training._stack.store, training.keys, lambda _: state)
+
+
+def test_a_training_that_waits_for_its_next_round_ends_when_it_is_stopped(
+    federation: Federation,
+) -> None:
+    federation.model("lonely").put(FIRST)
+    training = federation.train(
+        "lonely",
+        rounds=3,
+        server_optimizer={"optimizer": "fedavg", "model": "lonely"},
+        timeout=7 * 24 * 3600,  # it looks every 2.8 hours who has joined
+    )
+    until(lambda: training.state().waits_until)
+    training.stop("nobody comes")
+    state = training.wait(SECONDS)
+    assert (state.cause, state.completed) == ("stopped: nobody comes", 0)
 
 
 def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_way(

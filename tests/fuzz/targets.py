@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_file import NOT_A_TICKET
-from gradshard.client.tickets import Ticket
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.registry import CODECS

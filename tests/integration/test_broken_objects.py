@@ -64,7 +64,6 @@ class Breaking:
         (EAGER, "spec", b"3", "open_round", OTHER),
         (TREE, "report", b'{"attempt": 0}', "finalize_round", OTHER),
         ({}, "report", b"\xff", "finalize_round", NO_JSON),
-        ({}, "layout", b"short", "aggregate_shard", "has 5 bytes, not the planned"),
         (APPLIED, "current", b"{", "open_round", NO_JSON),
         (APPLIED, "current", b'{"version": "x"}', "plan_round", OTHER),
         (APPLIED, "version", b"{}", "finalize_round", OTHER),
@@ -86,7 +85,6 @@ def test_an_object_overwritten_with_junk_fails_the_round_and_is_named(
         "spec": machine.keys.spec,
         "plan": machine.keys.plan,
         "report": machine.keys.task_report(0, 0),
-        "layout": machine.keys.layout,
         "current": model.current,
         "version": model.version(2),
     }[name]

@@ -13,7 +13,7 @@ from typing import Any
 import boto3
 import pytest
 
-from gradshard.deployment.engine_bodies import LARGE_BYTES, Spool, StoredBody, _open
+from gradshard.deployment.engine_large_objects import LARGE_BYTES, Spool, StoredBody, _open
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream

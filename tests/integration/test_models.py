@@ -325,7 +325,9 @@ def test_a_client_that_makes_the_next_model_overflow_is_left_out(
 
 def test_no_such_model(open_round: Callable[..., Round], store: S3Store) -> None:
     assert model_registry.current(store, "nobody") is None
-    with pytest.raises(ModelNotFoundError, match="there is no model 'nobody': put one there first"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"there is no model 'nobody': .*FILE --name nobody"
+    ):
         open_round(clients=1, server_optimizer=apply("nobody"), model_version=1).plan()
     put_model(store, "one", small(1))
     with pytest.raises(ModelNotFoundError, match="'one' has no version 7; the newest is 1"):

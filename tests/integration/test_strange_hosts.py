@@ -10,8 +10,8 @@ import pytest
 
 from gradshard.client import presigned
 from gradshard.client.round_by_ticket import TicketRound
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_issuer import issue_ticket
-from gradshard.client.tickets import Ticket
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.s3 import retries

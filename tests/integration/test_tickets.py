@@ -20,9 +20,9 @@ from gradshard.client import ticket_issuer
 from gradshard.client.compression import Compression
 from gradshard.client.residual import Residual
 from gradshard.client.round_by_ticket import TicketRound
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket
 from gradshard.client.ticket_parts import PartUrls, encode_completion
-from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import PaddedContent, TensorContent
 from gradshard.utils import polling
 from gradshard_core.errors import (

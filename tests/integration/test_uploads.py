@@ -13,7 +13,7 @@ from gradshard.client.upload_source import FileContent
 from gradshard.client.uploads import CHUNK_BYTES, checksum_of, upload
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.layout import Layout, encode_header
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.units import MIB
 from tests.integration.conftest import as_clients_do
 from tests.integration.proxy import Answer, Proxy

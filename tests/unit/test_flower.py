@@ -49,7 +49,7 @@ class TestWithFlower:
         """What the mod makes of a training that ends with these metrics and models."""
         from flwr.app import Message, MetricRecord, RecordDict
 
-        from gradshard.client.tickets import Ticket
+        from gradshard.client.round_ticket import Ticket
         from gradshard.flower.mods import _uploading
         from tests.flower.clients import record_of
 
@@ -85,7 +85,7 @@ class TestWithFlower:
         assert not seen.flags.owndata
 
     def test_every_message_has_its_own_ticket_and_no_model(self) -> None:
-        from gradshard.client.tickets import Ticket
+        from gradshard.client.round_ticket import Ticket
 
         messages = self.send(self.strategy(), (5, 40), MODEL)
         tickets = [Ticket.loads(m.content["gradshard"]["ticket"]) for m in messages]
@@ -94,7 +94,7 @@ class TestWithFlower:
         assert all(not m.content["arrays"] for m in messages)
 
     def test_a_ticket_signs_few_lengths(self) -> None:
-        from gradshard.client.tickets import Ticket
+        from gradshard.client.round_ticket import Ticket
 
         large = {"w": np.zeros(1 << 22, np.float32)}
         [message, _] = self.send(self.strategy(), (1, 2), large)

@@ -14,7 +14,7 @@ from gradshard.aws.boto_client import credentials_of
 from gradshard.aws.boto_transport import BotoTransport
 from gradshard_core.errors import StoreError
 from gradshard_core.s3.http_transport import CHECKSUM_MODE, IF_NONE
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.sigv4 import presign
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.transport import ResponseError, translated

@@ -42,7 +42,7 @@ _OPTIONS = (
         metavar="FILE",
         help="Store the part of the update that the codec loses in this file, and add it to the "
         "client's next update.",
-        default_text="no error feedback",
+        default_text="that part is lost",
     ),
 )
 

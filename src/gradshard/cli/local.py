@@ -84,8 +84,8 @@ def env(port: int) -> None:
 def down(port: int, delete: bool, as_json: bool) -> None:
     """Stop the local engine.
 
-    The next `gradshard local up` with the same port has its rounds and models again, unless the
-    engine was started with --ephemeral.
+    Rounds and models stay on disk, unless the engine was started with --ephemeral. The next
+    `gradshard local up` with the same port brings them back.
     """
     stopped = engines.down(port, delete=delete)
     if as_json:

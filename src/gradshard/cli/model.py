@@ -69,7 +69,7 @@ def put(
     """Make a .safetensors FILE the current version of the model."""
     with progress_bar(f"putting {file.name}") as progress:
         version = federation.model(name).put(file, buffers=buffers or None, progress=progress)
-    _print_current(version, f"put {escape_terminal(file)} there", as_json=as_json)
+    _print_current(version, f"put {escape_terminal(file)} into the federation", as_json=as_json)
 
 
 @model.command()

@@ -64,8 +64,9 @@ def compare(
 ) -> None:
     """Run several topologies on the same updates.
 
-    Each topology adds in its own order. Then shards add in that order, which must give the same
-    bytes. Each trial is a round of its own, which the command removes afterwards.
+    Each topology adds the updates in its own order. Then the topology shards adds them in the same
+    order, and the two results must be equal. Each trial is a round of its own, which the command
+    removes afterwards.
     """
     round_ = federation.round(name)
     clients = len(topology_trials.contributors(round_))

@@ -22,13 +22,14 @@ from gradshard.client.keeper_cost import KeeperCost
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import aws_prices, large_rounds, limits, planner
+from gradshard_core.planning import aws_prices, large_rounds, limits, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.masking import check_unused
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.round_workload import workload_of
+from gradshard_core.units import MIB
 
 if TYPE_CHECKING:
     from gradshard.client.stack import Stack
@@ -159,6 +160,8 @@ def plan(
     keeper = ring_bits and KeeperCost.of(size, clients, ring_bits, price, has_noise=noised)
     if keeper:
         notes = [*notes, _keeper_note(keeper)]
+    if spec.compares_layers:
+        notes = [*notes, _layers_note(clients)]
     if as_json:
         print_json(
             {
@@ -178,6 +181,15 @@ def plan(
     updates = f"{pluralize(clients, 'update')} of {format_size(round(load.update_bytes))}"
     answer = _answer(updates, aggregator, name, choice)
     _print([answer, *notes], frontier, choice, show_all=show_all)
+
+
+def _layers_note(clients: int) -> str:
+    """Return what a plan leaves out of a round that compares partial updates."""
+    each = memory_projection.compared_layer_bytes(clients)
+    return (
+        f"the memory is that of one layer, because the plan does not know the layers: each further "
+        f"one takes up to {each / MIB:.3g} MB of a task, and four times as much in F64"
+    )
 
 
 def _aggregator_of(

@@ -329,8 +329,8 @@ def check_unmasked(agreement: Agreement | None, round_id: str) -> None:
     """
     if agreement is not None:
         raise UpdateError(
-            f"round {round_id!r} takes masked updates only: submit with mask, the client's key "
-            "and its keeper"
+            f"round {round_id!r} takes masked updates only: submit with mask (--mask-key "
+            "and --keeper), the client's key and its keeper"
         )
 
 

@@ -228,8 +228,8 @@ class Model:
                 so_far = epsilon_of(ledger.spent, delta)
                 raise PrivacyBudgetError(
                     f"the {len(ledger.entries)} rounds of model {self.name!r} have revealed ε "
-                    f"{so_far:.4g} at δ {delta:g} so far, over the budget of {epsilon:g}: train "
-                    "another model, from data of other clients"
+                    f"{so_far:.4g} at δ {delta:g} so far, over the budget of {epsilon:g}: give a "
+                    "larger one, or train another model, from data of other clients"
                 )
             return replace(ledger, budget=budget)
 

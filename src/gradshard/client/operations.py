@@ -9,8 +9,9 @@ from gradshard.client.stack import Execution, ListedExecution, Stack
 from gradshard.client.status import AGGREGATING, AWAITING
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys, is_id
-from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.stored_spec import read_spec
 
 STATES: Final = (AWAITING, AGGREGATING, COMPLETED, FAILED)
 
@@ -93,11 +94,18 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
     RoundNotFoundError
         There is no such round.
     RoundStateError
-        The round has ended, or is just being opened or planned.
+        The round has ended, or is just being opened or planned; or its clients were drawn in
+        secret, and it lasts for its timeout: what others add must not depend on who was drawn.
     """
     manifest = read_manifest(stack.store, keys)
     if manifest is not None:
         raise RoundStateError(f"round {keys.round_id!r} has ended ({manifest['status']})")
+    opened = read_spec(stack.store, keys)
+    if opened is not None and opened[0].is_drawn:
+        raise RoundStateError(
+            f"round {keys.round_id!r} lasts for its timeout, whoever has answered: its clients "
+            "were drawn in secret. Wait for it, or cancel it"
+        )
     execution = _execution(stack, keys)
     if execution is not None and execution.has_ended:
         raise RoundStateError(

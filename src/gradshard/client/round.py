@@ -11,17 +11,18 @@ from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.stack import Stack
 from gradshard.client.status import StatusPoller, read_status
 from gradshard.client.submission import (
     check_expected,
     check_partial,
+    check_whole,
     differs,
     is_counted,
     known_layout,
 )
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket
-from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, content_of
 from gradshard.client.uploads import Progress, upload
 from gradshard.client.verification import Verification
@@ -43,7 +44,7 @@ from gradshard_core.planning.masking import Agreement
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments
-from gradshard_core.records.manifest import COMPLETED
+from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.stored_lists import read_expected, read_manifest
 from gradshard_core.records.stored_spec import read_spec
@@ -375,7 +376,8 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            The round has ended, or is just being opened or planned.
+            The round has ended, or is just being opened or planned; or its clients were drawn in
+            secret.
         """
         return operations.close_round(self._stack, self.keys)
 
@@ -553,6 +555,8 @@ class Round(RoundAccess):
         if partial:
             check_partial(spec, self.id)
         layout = known_layout(self.store, spec, record)
+        if not partial:
+            check_whole(spec, layout, content, self.id)
         fitted = self._fit(content, layout, partial=partial, allow_nonfinite=spec.allow_nonfinite)
         check_taken(fitted.layout, (spec.codecs or ()))
         if mask is not None:

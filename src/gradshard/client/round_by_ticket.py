@@ -8,9 +8,9 @@ from typing import Any
 from gradshard.client.compression import Compression, compressed, decoded, keep_residual
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_requests import TicketRequests, UrlReader
 from gradshard.client.ticket_upload import TicketUpload
-from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content, PaddedContent, check_finite, content_of
 from gradshard.client.uploads import Progress, ignore_progress
 from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError

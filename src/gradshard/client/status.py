@@ -16,13 +16,13 @@ from gradshard_core.formats.keys import (
     parse_update_key,
 )
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
-from gradshard_core.records.manifest import parse_manifest
+from gradshard_core.records.manifest_status import parse_manifest
 from gradshard_core.records.stored_lists import read_expected, read_piece, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
 if TYPE_CHECKING:
-    from gradshard_core.planning.option_parsers import InboxSpec
+    from gradshard_core.planning.staleness import InboxSpec
 
 READERS: Final = 16
 
@@ -163,7 +163,7 @@ class StatusPoller:
     def _updates(self, spec: dict[str, Any], plan: dict[str, Any] | None) -> Iterable[ListedObject]:
         if spec.get("inbox") is not None:
             # These load numpy, which the status of other rounds does without.
-            from gradshard_core.planning.option_parsers import parse_inbox
+            from gradshard_core.planning.staleness import parse_inbox
 
             return self._updates_in(parse_inbox(spec["inbox"]), plan)
         source = spec.get("updates_from")

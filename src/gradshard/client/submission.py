@@ -35,6 +35,18 @@ def check_partial(spec: RoundSpec, round_id: str) -> None:
         )
 
 
+def check_whole(spec: RoundSpec, layout: Layout | None, content: Content, round_id: str) -> None:
+    """Raise :class:`UpdateError` if an update should have been sent as a partial one."""
+    if layout is None or not spec.takes_partial:
+        return
+    sent = content.layout
+    if layout.difference(sent) and not layout.difference(sent, partial=True):
+        raise UpdateError(
+            f"the update has {len(sent.tensors)} of the {len(layout.tensors)} tensors of round "
+            f"{round_id!r}: send it with partial=True (--partial) if the client has no more"
+        )
+
+
 def known_layout(
     store: ClientStore, spec: RoundSpec, record: dict[str, Any] | None
 ) -> Layout | None:

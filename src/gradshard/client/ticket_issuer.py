@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
+from gradshard.client.round_ticket import Ticket, own_ticket
 from gradshard.client.ticket_parts import (
     MAX_BYTES,
     MAX_UPDATE_BYTES,
@@ -15,7 +16,6 @@ from gradshard.client.ticket_parts import (
     PartUrls,
     cut,
 )
-from gradshard.client.tickets import Ticket, own_ticket
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout
@@ -70,7 +70,7 @@ def issue_ticket(
     max_bytes, min_bytes
         The lengths that an update may have, its header included.
     layout, allow_nonfinite, codecs, model
-        As in :class:`~gradshard.client.tickets.Ticket`.
+        As in :class:`~gradshard.client.round_ticket.Ticket`.
     agreement
         What the clients of a masked round agree to; it needs the layout.
     single_put_bytes

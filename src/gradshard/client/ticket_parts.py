@@ -12,7 +12,7 @@ from typing import Final
 
 from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning import limits
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 
 MAX_BYTES: Final = limits.MAX_PART_BYTES // 2
 """The most bytes of a part; the first part may have twice as many."""

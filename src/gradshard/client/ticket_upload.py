@@ -7,9 +7,9 @@ have succeeded although its answer was lost.
 from typing import IO, Any, Final
 
 from gradshard.client.presigned import Response
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_parts import PartUrls, encode_completion, parse_part_list
 from gradshard.client.ticket_requests import TicketRequests
-from gradshard.client.tickets import Ticket
 from gradshard.client.upload_source import Content
 from gradshard.client.uploads import (
     Progress,
@@ -20,7 +20,7 @@ from gradshard.client.uploads import (
     send_parts,
 )
 from gradshard_core.errors import TicketError, TicketUnansweredError
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.retries import Retries
 
 UPLOAD_ATTEMPTS: Final = 3

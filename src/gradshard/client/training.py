@@ -1,6 +1,5 @@
 """A training: look at it, join it, pause, resume and stop it."""
 
-import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -50,6 +49,10 @@ READERS: Final = 16
 
 LOOKS_PER_EXECUTION: Final = 15
 """Looks at the state per DescribeExecution call, which Step Functions throttles."""
+
+ROUND_BEGINS_SECONDS: Final = 60.0
+"""How long the round of an invitation is awaited to cancel it: longer than the state machine's
+attempts to start it."""
 
 
 class Training:
@@ -374,7 +377,7 @@ class Training:
         return self._request(PAUSE, reason)
 
     def stop(self, reason: str, *, now: bool = False) -> TrainingState:
-        """End the training when its current round has ended.
+        """End the training when its current round has ended, or at once if none is under way.
 
         Parameters
         ----------
@@ -391,13 +394,34 @@ class Training:
             There is no such training.
         TrainingStateError
             It has ended.
+        WaitTimeoutError
+            The current round has not begun within a minute, so it cannot be cancelled yet.
         """
         state = self._request(STOP, reason)
-        if now and state.status == RUNNING and state.invitation is not None:
-            keys = RoundKeys(state.invitation.round_id)
-            with contextlib.suppress(RoundStateError, RoundNotFoundError):
-                operations.cancel_round(self._stack, keys, reason)
+        if state.status == RUNNING and state.invitation is None:
+            self._start_execution(state)
+        if now:
+            self._cancel_round(state, reason)
         return state
+
+    def _cancel_round(self, state: TrainingState, reason: str) -> None:
+        """Cancel the current round, which begins a moment after its invitation is there."""
+        for _ in poll(ROUND_BEGINS_SECONDS):
+            if state.status != RUNNING or state.invitation is None:
+                return
+            keys = RoundKeys(state.invitation.round_id)
+            try:
+                operations.cancel_round(self._stack, keys, reason)
+            except RoundNotFoundError:
+                state = self.state()
+            except RoundStateError:
+                return
+            else:
+                return
+        raise WaitTimeoutError(
+            f"training {self.id!r} is asked to stop, but its current round has not begun within "
+            f"{ROUND_BEGINS_SECONDS:g} s: stop it once more to cancel the round"
+        )
 
     def _request(self, request: str, reason: str) -> TrainingState:
         if not reason.strip():
@@ -408,7 +432,12 @@ class Training:
                 raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
             if state.status == PAUSED and request == STOP:
                 return replace(state, status=ENDED, cause=f"stopped: {reason}", invitation=None)
-            return state if state.status == PAUSED else requested(state, request, reason.strip())
+            if state.status == PAUSED:
+                return state
+            if request == STOP and state.invitation is None:
+                # Its execution may wait for as long as a day before it looks: another one ends it.
+                state = replace(state, run=state.run + 1, first_step=state.step)
+            return requested(state, request, reason.strip())
 
         return change_state(self._stack.store, self.keys, change)
 
@@ -422,7 +451,6 @@ class Training:
         TrainingStateError
             It has ended.
         """
-        machine = self._stack.trainings
         state = self.state()
         is_lost, lost_run = self.lost_execution(state) is not None, state.run
 
@@ -448,11 +476,15 @@ class Training:
             )
 
         state = change_state(self._stack.store, self.keys, change)
-        going_on = {"training": self.id, "run": state.run, "step": state.first_step}
         if state.run > 1:
-            # Does nothing if it runs; and an earlier call may have died before this.
-            machine.start(self.keys.execution(state.run), json_records.encode(going_on).decode())
+            self._start_execution(state)
         return state
+
+    def _start_execution(self, state: TrainingState) -> None:
+        """Start the execution of a state, unless it runs: an earlier call may have died before."""
+        going_on = {"training": self.id, "run": state.run, "step": state.first_step}
+        name = self.keys.execution(state.run)
+        self._stack.trainings.start(name, json_records.encode(going_on).decode())
 
     def remove(self) -> None:
         """Delete the objects of the training, all versions, for good; it must have ended.

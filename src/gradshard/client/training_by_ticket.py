@@ -18,9 +18,9 @@ from gradshard.client.participation import (
 from gradshard.client.presigned import Response
 from gradshard.client.rejection_watch import OnRejection
 from gradshard.client.round_by_ticket import TicketRound
+from gradshard.client.round_ticket import ticket_of
 from gradshard.client.ticket_file import NOT_A_TICKET
 from gradshard.client.ticket_requests import TicketRequests
-from gradshard.client.tickets import ticket_of
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
@@ -31,7 +31,7 @@ from gradshard_core.errors import (
     TrainingNotFoundError,
 )
 from gradshard_core.formats.keys import TrainingKeys
-from gradshard_core.records.notice import Notice, NoticeUrls
+from gradshard_core.records.training_notice import Notice, NoticeUrls
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
 logger = logging.getLogger("gradshard")

@@ -1,9 +1,9 @@
 """Tickets of trainings: with one, a client without AWS credentials takes part in all rounds.
 
 A training's ticket has two presigned URLs: one reads the client's notice
-(:mod:`gradshard_core.records.notice`), the other one asks for it to be written anew. The notice has
-the ticket of the round to which the client is invited, and newer URLs of both kinds, so that a
-client that goes on asking takes part in a training of any length.
+(:mod:`gradshard_core.records.training_notice`), the other one asks for it to be written anew. The
+notice has the ticket of the round to which the client is invited, and newer URLs of both kinds, so
+that a client that goes on asking takes part in a training of any length.
 """
 
 import json
@@ -18,7 +18,7 @@ from gradshard.client.ticket_file import TicketFile
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import TrainingKeys, check_id
-from gradshard_core.records.notice import Notice, NoticeUrls
+from gradshard_core.records.training_notice import Notice, NoticeUrls
 
 VERSION: Final = 1
 """Version of the file's format."""

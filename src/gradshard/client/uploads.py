@@ -21,7 +21,7 @@ from gradshard.utils.crc64 import Crc64
 from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.units import MIB
 
 THREADS: Final = 4

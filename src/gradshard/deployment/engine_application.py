@@ -87,6 +87,9 @@ def _update(engine: Engine, **parameters: str) -> None:
     """Change parameters of the deployed aggregator."""
     formation = connect(session(engine), "cloudformation", Config(), engine.url)
     [found] = formation.describe_stacks(StackName=STACK)["Stacks"]
+    values = {each["ParameterKey"]: each["ParameterValue"] for each in found["Parameters"]}
+    if values.items() >= parameters.items():
+        return  # CloudFormation rejects an update that changes nothing
     changed: list[Any] = [
         {"ParameterKey": name, "ParameterValue": value} for name, value in parameters.items()
     ]

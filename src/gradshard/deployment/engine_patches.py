@@ -50,6 +50,7 @@ def apply() -> None:
     _patch_checksums()
     _patch_max_concurrency_path()
     _patch_callback_failures()
+    _patch_stopped_executions()
     _patch_nested_executions()
     _patch_error_names()
     _patch_events_to_functions()
@@ -304,6 +305,66 @@ def _patch_callback_failures() -> None:
 
     stepfunctions._invoke_with_callback = invoke
     stepfunctions._call_lambda = call
+
+
+class _StoppedError(BaseException):
+    """The execution was stopped: neither ``Retry`` nor ``Catch`` is asked."""
+
+
+def _patch_stopped_executions() -> None:
+    """Let a stopped execution await no callback, so that the one that started it goes on.
+
+    MiniStack marks it, but waits on for the callback, and so does whoever waits for its end.
+    """
+    from ministack.services import stepfunctions
+
+    run_execution, stop = stepfunctions._run_execution, stepfunctions._stop_execution
+    invoke_with_callback = stepfunctions._invoke_with_callback
+    call_lambda = stepfunctions._call_lambda
+    running: ContextVar[str] = ContextVar("running", default="")
+    tokens: dict[str, str] = {}  # of executions that await a callback
+
+    def is_stopped(execution: str) -> bool:
+        found = stepfunctions._executions.get(execution)
+        return found is not None and found["status"] == "ABORTED"
+
+    def wake(execution: str) -> None:
+        task = stepfunctions._task_tokens.get(tokens.get(execution))
+        if task and is_stopped(execution):
+            task["event"].set()
+
+    def run(execution: str) -> None:
+        outer = running.set(execution)
+        try:
+            run_execution(execution)
+        except _StoppedError:
+            pass
+        finally:
+            running.reset(outer)
+
+    def invoke(resource: str, payload: Any, token: str, state: dict[str, Any]) -> Any:
+        execution = running.get()
+        tokens[execution] = token
+        try:
+            return invoke_with_callback(resource, payload, token, state)
+        finally:
+            tokens.pop(execution, None)
+            if is_stopped(execution):
+                raise _StoppedError
+
+    def call(function: str, event: Any) -> Any:
+        try:
+            return call_lambda(function, event)
+        finally:
+            wake(running.get())  # it may have been stopped before there was a token
+
+    def stop_now(request: dict[str, Any]) -> Any:
+        answer = stop(request)
+        wake(request["executionArn"])
+        return answer
+
+    stepfunctions._run_execution, stepfunctions._stop_execution = run, stop_now
+    stepfunctions._invoke_with_callback, stepfunctions._call_lambda = invoke, call
 
 
 def _patch_nested_executions() -> None:

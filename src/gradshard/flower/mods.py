@@ -13,8 +13,8 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from gradshard.client.deltas import change_of
 from gradshard.client.mask import Mask
 from gradshard.client.round_by_ticket import TicketRound
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.tensors import pack
-from gradshard.client.tickets import Ticket
 from gradshard.flower.records import RECORD, read_arrays, view
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.layout import Layout

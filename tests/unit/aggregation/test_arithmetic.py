@@ -75,6 +75,16 @@ def test_finds_the_first_nonfinite(dtype: str) -> None:
     assert first_nonfinite(kind, np.frombuffer(values.tobytes(), kind.storage)) == 5
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [("F64", 2.0**480), ("F32", 2.0**120), ("BF16", 9)])
+def test_finds_the_first_that_is_too_large(dtype: str, bound: float) -> None:
+    kind, element = DTYPES[dtype], reference.NUMPY[dtype].type
+    values = np.array([element(bound * 0.9)] * 9)
+    values[4] = element(-bound)
+    assert first_nonfinite(kind, np.frombuffer(values.tobytes(), kind.storage), bound) == 4
+    values[4] = 0
+    assert first_nonfinite(kind, np.frombuffer(values.tobytes(), kind.storage), bound) is None
+
+
 def test_integers_are_always_finite() -> None:
     assert first_nonfinite(DTYPES["I8"], np.array([-1], "i1")) is None
 

@@ -231,7 +231,7 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
 
 @settings(deadline=None, max_examples=150)
 @given(
-    tensors=st.lists(SMALL_TENSOR, min_size=1, max_size=5).filter(
+    tensors=st.lists(SMALL_TENSOR, min_size=1, max_size=3).filter(
         lambda ts: any(int(np.prod(shape)) for _, shape in ts)
     ),
     clients=st.integers(1, 40),

@@ -71,6 +71,7 @@ def test_nobody_beside_a_client_is_drawn_with_a_negligible_probability(probabili
         {"probability": 1, "divisor": 5},
         {"probability": 1.0, "divisor": 5},
         {"probability": math.nan, "divisor": 5},
+        {"probability": 5e-324, "divisor": 5},
         {"probability": "0.5", "divisor": 5},
         {"probability": 0.5, "divisor": 1},
         {"probability": 0.5, "divisor": 5.0},

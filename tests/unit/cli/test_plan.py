@@ -201,3 +201,13 @@ def test_the_keeper_of_a_masked_plan_is_priced_with_its_noise(run: Run) -> None:
         assert noised["dollars"] == pytest.approx(dollars, rel=1e-5)
     assert "key streams and noise in 18.4 s" in run(*asked, "--ring", "32", "--dp", dp).stdout
     assert "key streams in 6.0 s" in run(*asked, "--ring", "32").stdout
+
+
+def test_plan_says_what_memory_further_layers_take(run: Run) -> None:
+    rule = '{"name": "krum", "f": 1, "layer_quorum": 5}'
+    result = run("plan", "--size", "512MB", "--clients", 64, "--rule", rule, "--json")
+    [note] = json.loads(result.stdout)["notes"]
+    assert "each further one takes up to 2.04 MB of a task" in note
+    plain = '{"name": "krum", "f": 1}'
+    result = run("plan", "--size", "512MB", "--clients", 64, "--rule", plain, "--json")
+    assert json.loads(result.stdout)["notes"] == []

@@ -298,6 +298,18 @@ class TestSubmitting:
         with pytest.raises(UpdateError, match=r"F32 \[6\], not F32 \[2\]"):
             round_.submit("a", TENSORS, samples=3)
 
+    def test_of_some_layers_is_not_sent_as_a_whole_one(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
+        layout = {name: {"dtype": "F32", "shape": [6]} for name in ("w", "x")}
+        spec = SPEC | {"layout": layout, "rule": {"name": "fedavg"}}
+        store.put_json("rounds/r1/spec.json", OPENED | {"spec": spec})
+        with pytest.raises(
+            UpdateError, match=r"has 1 of the 2 tensors .* partial=True \(--partial"
+        ):
+            round_.submit("a", TENSORS, samples=3)
+        round_.submit("a", TENSORS, samples=3, partial=True)
+
     @pytest.mark.parametrize("is_file", [False, True])
     @pytest.mark.parametrize("partial", [False, True])
     def test_in_the_order_of_the_rounds_layout(

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from gradshard.client.presigned import check_origin, is_url, origin_of
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_issuer import issue_ticket
-from gradshard.client.tickets import Ticket
 from gradshard.deployment import engine
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import RoundKeys

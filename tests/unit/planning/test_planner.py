@@ -467,6 +467,23 @@ def test_pass_that_measures_is_counted() -> None:
     assert twice.bill.step_functions > once.bill.step_functions
 
 
+def test_measuring_takes_processor_time_in_proportion_to_the_elements() -> None:
+    aggregator = LambdaConfig(192, "arm64")
+    processor = 192 / limits.MB_PER_VCPU
+    begin = speeds.TASK_START_SECONDS + aggregator.bandwidth.latency_seconds
+    for nbytes in (1000, GIB):
+        load = Workload(nbytes, ((20,),), widening=1)
+        once, twice = (
+            project(replace(load, measures=measures), 8, aggregator) for measures in (False, True)
+        )
+        gb = 20 * nbytes / 8 / 1e9
+        cpu_seconds = speeds.ROWS_CPU_SECONDS_PER_GB * gb
+        network_seconds = aggregator.bandwidth.seconds(gb * 1e9)
+        expected = begin + max(network_seconds, cpu_seconds / processor)
+        measuring = twice.seconds - once.seconds - speeds.REPLAN_OVERHEAD_SECONDS
+        assert measuring == pytest.approx(expected, rel=0.01), nbytes
+
+
 def test_memory_that_is_short_by_a_fraction_is_said_to_be_short() -> None:
     load = Workload(GIB, ((4,),))
     needed = memory_projection.needed_memory(load)

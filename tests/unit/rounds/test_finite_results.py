@@ -347,7 +347,8 @@ def test_any_partial_updates_give_finite_layers(
     for layer in manifest["layers"] if shards else ():
         name, total = f"{layer['name']}.w", None
         for client, weight in sorted(layer["weights"].items()):
-            product = sent[client][0][name].astype(wide) * np.array(weight).astype(wide)
+            factor: reference.Array = np.array(weight).astype(wide)
+            product: reference.Array = sent[client][0][name].astype(wide) * factor
             total = product if total is None else total + product
         total = np.zeros(1, wide) if total is None else total
         if kind.kind == "i":

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from gradshard_core.records import model_registry
-from gradshard_core.rounds import first_plan, plan_assembly, round_manifest
+from gradshard_core.rounds import first_plan, manifest_json, plan_assembly
 from tests.unit.trainings.machine import DyingStore, Machine
 
-CLOCKS: tuple[ModuleType, ...] = (model_registry, first_plan, plan_assembly, round_manifest)
+CLOCKS: tuple[ModuleType, ...] = (model_registry, first_plan, plan_assembly, manifest_json)
 """The modules that write the time into an object."""
 
 

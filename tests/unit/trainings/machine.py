@@ -33,7 +33,7 @@ from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import ListedObject
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings.advance_training import advance_training

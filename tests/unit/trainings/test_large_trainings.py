@@ -18,8 +18,8 @@ from gradshard.client.training_access import Member
 from gradshard_core.formats.keys import RoundKeys, parse_renewal_key
 from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning import limits
-from gradshard_core.records.notice import Notice
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.records.training_notice import Notice
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.start_training import start_training

@@ -11,7 +11,7 @@ import pytest
 
 from gradshard.client.mask import Mask, make_identity
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.tickets import ticket_of
+from gradshard.client.round_ticket import ticket_of
 from gradshard.client.upload_source import PaddedContent, content_of
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gradshard_core.errors import PlanError, SpecError
@@ -12,6 +13,8 @@ from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.s3.task_client import TaskS3Client
+from gradshard_core.trainings.start_training import start_training
+from tests.integration.by_hand import put_model
 from tests.unit.trainings.machine import Machine
 
 CLIENTS = [f"c{number}" for number in range(8)]
@@ -108,3 +111,17 @@ def test_round_is_opened_with_as_many_clients_as_its_rule_needs(
     if few:
         with pytest.raises(SpecError, match=f"{needed} clients are needed for a round"):
             parse_training_spec(options | {"clients": few})
+
+
+def test_a_training_whose_rounds_would_be_refused_is_refused_at_its_start(
+    machine: Machine,
+) -> None:
+    tensors = {f"l{i}.w": np.ones(2, "f4") for i in range(80)}
+    put_model(machine.store, "deep", tensors)
+    put_model(machine.store, "counting", {**tensors, "n": np.array(1, "i8")})
+    rule = {"name": "krum", "f": 2, "layer_quorum": 7}
+    for model, sample, told in (("counting", 8, "layer 'n'"), ("deep", 64, "64 clients in each")):
+        of_round = {"rule": rule, "server_optimizer": {**DELTAS, "model": model}}
+        fields = {"rounds": 3, "sample": sample, "round": of_round}
+        with pytest.raises(SpecError, match=told):
+            start_training(machine.store, "refused", fields, started="2026-01-01T00:00:00+00:00")

@@ -7,26 +7,29 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.operations import close_round
 from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard.client.status import StatusPoller
 from gradshard.report.facts import facts_of
 from gradshard.report.verdict import outcome
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy import parse_privacy
-from gradshard_core.errors import PlanError, SpecError
+from gradshard_core.errors import PlanError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
-from gradshard_core.records.notice import seen_by
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
+from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
-from gradshard_core.rounds import arrivals
+from gradshard_core.rounds import admission, arrivals
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.trainings.sampling import draw_in_secret
 from tests import reference
 from tests.unit.trainings.machine import MODEL, Machine
+from tests.unit.trainings.test_large_trainings import lower_sizes
 
 CLIENTS = [f"c{number:02}" for number in range(24)]
 DP = {"clip": 64.0, "noise_multiplier": 2.0, "delta": 1e-5}
@@ -62,9 +65,8 @@ def invited(machine: Machine) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
 
     def note(invitation: Invitation) -> None:
-        assert (
-            found.setdefault(invitation.round_id, tuple(invitation.clients)) == invitation.clients
-        )
+        clients = tuple(invitation.clients)
+        assert found.setdefault(invitation.round_id, clients) == clients
 
     machine.before_round = note
     return found
@@ -84,7 +86,7 @@ def send_bad(machine: Machine, invitation: Invitation, clients: list[str]) -> No
     bad = {name: np.full_like(tensor, np.nan) for name, tensor in MODEL.items()}
     for client in {*clients} & {*invitation.clients}:
         key = RoundKeys(invitation.round_id).update(client)
-        machine.store.put_bytes(key, reference.encode(bad, {"gradshard_samples": "3"}))
+        machine.store.put_bytes(key, reference.encode(bad, {"num_samples": "3"}))
 
 
 def check_release(machine: Machine, round_id: str, key: bytes, senders: list[str]) -> None:
@@ -164,6 +166,7 @@ def test_a_round_to_which_nobody_sends_a_good_update_releases_noise_alone(
         assert (found["status"], found["contributors"]) == ("completed", [])
         assert found["privacy"]["clients"] == 0
         assert (len(found["rejected"]) > 0) == (how == "bad")
+        assert all("NaN" in rejection["reason"] for rejection in found["rejected"])
         record = machine.store.get_json(machine.keys.record(name))
         assert (record["contributors"], record["metrics"]) == ([], {})
         poller = StatusPoller(machine.stack, RoundKeys(name))
@@ -201,6 +204,8 @@ def test_a_round_never_ends_before_its_deadline(machine: Machine) -> None:
         assert tuple(arrived) == found[0].clients
         looks.append(arrivals.resume_if_due(machine.store, RoundKeys(name), found[0]))
         looks.append(arrivals.resume_if_due(machine.store, RoundKeys(name), found[0], arrived[-1]))
+        with pytest.raises(RoundStateError, match="lasts for its timeout, whoever has answered"):
+            close_round(machine.stack, RoundKeys(name))
         aggregate(name)
 
     machine.patch.setattr(machine, "_aggregate", look)
@@ -208,8 +213,44 @@ def test_a_round_never_ends_before_its_deadline(machine: Machine) -> None:
     assert looks == [False] * 8
 
 
-def fail_at(machine: Machine, failing: set[str], *, is_planned: bool) -> None:
-    """Have rounds fail, before they are planned or after their tasks are done."""
+@pytest.mark.parametrize("many", [False, True])
+def test_nobody_is_left_out_because_of_who_else_came(
+    machine: Machine,
+    keys: dict[str, bytes],
+    invited: dict[str, tuple[str, ...]],
+    many: bool,
+) -> None:
+    # Two updates with their tensors in another order are more than tasks have memory for.
+    machine.patch.setattr(admission, "MAX_RUNS", 1)
+    note, others = machine.before_round, CLIENTS[:12] if many else CLIENTS[:1]
+    machine.skipped = {*CLIENTS[:12]}
+
+    def send(invitation: Invitation) -> None:
+        note(invitation)
+        for client in {*others} & {*invitation.clients}:
+            body = reference.encode(MODEL, {"num_samples": "3"}, order=[*MODEL][::-1])
+            machine.store.put_bytes(RoundKeys(invitation.round_id).update(client), body)
+
+    machine.before_round = send
+    state = machine.start(**options(rounds=1))
+    if many:
+        assert (state.status, state.completed) == ("paused", 0)
+        assert "tensors stand in other orders than the round's, in" in str(state.cause)
+        assert not keys
+        assert len({*invited.values()}) == 1
+    else:
+        came = {*invited["t-00001"]} - machine.skipped | {*invited["t-00001"]} & {*others}
+        check_release(machine, "t-00001", keys["t-00001"], sorted(came))
+
+
+def fail_at(
+    machine: Machine,
+    failing: set[str],
+    *,
+    is_planned: bool,
+    passes: tuple[str, ...] = ("measures",),
+) -> None:
+    """Have rounds fail, before they are planned or after the tasks of some passes are done."""
     aggregate = machine._aggregate
 
     def dying(name: str) -> None:
@@ -222,7 +263,8 @@ def fail_at(machine: Machine, failing: set[str], *, is_planned: bool) -> None:
         aggregate(name)
 
     def give_up(store: Any, name: str) -> dict[str, Any]:
-        if store.get_json(RoundKeys(name).plan)["measures"]:
+        plan = store.get_json(RoundKeys(name).plan)
+        if any(plan[done] for done in passes):
             return finalize_round(store, name)
         raise PlanError("on purpose")
 
@@ -256,6 +298,39 @@ def test_a_resumed_training_does_not_draw_again(
     assert machine.resume().completed == 2
     assert len(invited) == 3
     assert len({*invited.values()}) == 2
+
+
+@pytest.mark.parametrize("passes", [None, (), ("surveys", "measures")])
+@pytest.mark.parametrize("bad", [3, 24])
+def test_a_draw_that_is_stored_in_pieces_is_repeated_and_released_like_a_short_one(
+    machine: Machine,
+    keys: dict[str, bytes],
+    invited: dict[str, tuple[str, ...]],
+    passes: tuple[str, ...] | None,
+    bad: int,
+) -> None:
+    lower_sizes(machine.patch)
+    note = machine.before_round
+    machine.skipped = {*CLIENTS[:bad]}
+
+    def send(invitation: Invitation) -> None:
+        note(invitation)
+        send_bad(machine, invitation, CLIENTS[:bad])
+
+    machine.before_round = send
+    is_planned = passes is not None
+    fail_at(machine, {"t-00001", "t-00002"}, is_planned=is_planned, passes=passes or ())
+    sample = SAMPLE | {"probability": 0.95}
+    assert machine.start(**options(repeats=0, rounds=2, secret_sample=sample)).status == "paused"
+    assert is_in_pieces(machine.store.get_json(machine.keys.state)["drawn"])
+    assert machine.resume().status == "paused"
+    assert machine.resume().completed == 2
+    for name in ("t-00001", "t-00002"):
+        assert invited[name] == invited[f"{name}-again1"]
+        good = [client for client in invited[name] if client in CLIENTS[bad:]]
+        check_release(machine, f"{name}-again1", keys[f"{name}-again1"], good)
+    tried = (2 if passes else 1) / 4  # with noise
+    assert read_ledger(machine.store, machine.model.name).parts == Parts(0.0, ((0.95, tried),) * 2)
 
 
 @pytest.mark.parametrize("death", [0, 3, 6, 8, -2, -5, -8, -9])
@@ -320,6 +395,7 @@ def test_a_training_waits_for_members_and_pauses_when_they_are_too_many(machine:
         ({"round": ROUND | {"dp": None}}, "is for private rounds: give dp"),
         ({"round": ROUND | {"dp": DP | {"quantile": 0.5}}}, "leave out quantile"),
         ({"round": ROUND | {"min_clients": 5}}, "leave out min_clients"),
+        ({"round": ROUND | {"time_budget": 60}}, "leave out time_budget"),
         ({"noise_tree": 2}, "noise_tree"),
         ({"sample": 0.5}, "leave out sample"),
         ({"sample": 5}, "leave out sample"),
@@ -330,6 +406,7 @@ def test_a_training_waits_for_members_and_pauses_when_they_are_too_many(machine:
         ({"clients": CLIENTS[:19]}, "20 clients are needed .* raise probability"),
         ({"round": ROUND | {"topology": "shards"}, "clients": None}, "divisor"),
         ({"clients": None, "secret_sample": {"probability": 1e-3, "divisor": 2}}, "larger"),
+        ({"clients": None, "secret_sample": {"probability": 1e-310, "divisor": 2}}, "between 0"),
     ],
 )
 def test_what_secret_draws_do_not_go_with_is_refused(changed: Any, message: str) -> None:

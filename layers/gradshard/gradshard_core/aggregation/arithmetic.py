@@ -166,15 +166,18 @@ def overflows(numbers: Array, bound: float) -> npt.NDArray[np.bool_]:
     return ~(np.abs(numbers) < bound)
 
 
-def first_nonfinite(dtype: DType, elements: Array) -> int | None:
-    """Return the index of the first NaN or infinity among elements as a client sent them."""
+def first_nonfinite(dtype: DType, elements: Array, bound: float = math.inf) -> int | None:
+    """Return the index of the first element that is a NaN or not under a bound.
+
+    The elements are as a client sent them. Without a bound, it is the first NaN or infinity.
+    """
     if dtype.is_integer:
         return None
     if dtype.name == "BF16":
         wide = np.empty(elements.shape, np.float32)
         _widen(dtype, elements, wide)
         elements = wide
-    bad = ~np.isfinite(elements)
+    bad = overflows(elements, bound)
     return int(bad.argmax()) if bad.any() else None
 
 

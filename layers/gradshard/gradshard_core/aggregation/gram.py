@@ -33,6 +33,7 @@ from gradshard_core.aggregation.sharding import (
     aligned,
     chunks_at_once,
 )
+from gradshard_core.formats.dtypes import DType
 from gradshard_core.formats.layout import Span
 
 Matrix = npt.NDArray[np.float64]
@@ -81,6 +82,11 @@ LIMITS: Final = {
     "float64": Limits(2.0**480, -400, 52),
 }
 """By the accumulator's type, so that neither products nor :meth:`Limits.magic` overflow."""
+
+
+def bound_of(dtype: DType) -> float:
+    """Return the least magnitude of an element that is too large to be measured."""
+    return math.inf if dtype.is_integer else LIMITS[dtype.accumulator.name].bound
 
 
 def cut_chunks(spans: Sequence[Span], nbytes: int, shards: int, together: int = 1) -> list[Shard]:

@@ -290,8 +290,17 @@ def aggregate(
                 position += len(piece.elements) * piece.dtype.size
 
 
+def no_bound(_dtype: DType) -> float:
+    """Return that no finite number is too large."""
+    return math.inf
+
+
 def find_nonfinite(
-    sources: Sequence[Source], zones: Iterable[Zone], reduction: Reduction, spans: Sequence[Span]
+    sources: Sequence[Source],
+    zones: Iterable[Zone],
+    reduction: Reduction,
+    spans: Sequence[Span],
+    bound_of: Callable[[DType], float] = no_bound,
 ) -> dict[int, int]:
     """Find the inputs that have a NaN or an infinity: index → byte position of the first one.
 
@@ -305,6 +314,8 @@ def find_nonfinite(
         The way in which the inputs were combined. It decides the size of the blocks that are read.
     spans
         The spans of the whole layout.
+    bound_of
+        The least magnitude of a type that is too large, if that is less than infinity.
     """
     size = reduction.block_bytes(len(sources))
     workspace = _Workspace(size)
@@ -315,19 +326,22 @@ def find_nonfinite(
             for index, source in enumerate(sources):
                 if index in found or weights[index] is None:
                     continue
-                position = _first_nonfinite(source, block)
+                position = _first_nonfinite(source, block, bound_of)
                 if position is not None:
                     found[index] = block_start + position
     return found
 
 
-def _first_nonfinite(source: Source, block: Block) -> int | None:
-    """Read a block up to its first NaN or infinity; return the byte position in the block."""
+def _first_nonfinite(
+    source: Source, block: Block, bound_of: Callable[[DType], float]
+) -> int | None:
+    """Read a block up to its first NaN or too large element; return the position in the block."""
     position = 0
     for slice_ in block:
         source.read_into(slice_.raw)
         for piece in slice_.pieces:
-            element = arithmetic.first_nonfinite(piece.dtype, piece.elements)
+            bound = bound_of(piece.dtype)
+            element = arithmetic.first_nonfinite(piece.dtype, piece.elements, bound)
             if element is not None:
                 return position + element * piece.dtype.size
             position += piece.elements.nbytes

@@ -16,7 +16,8 @@ the release if the client had sent zeros whenever it was drawn. This is so only 
   (If clients make releases less likely, such as by too much work for a task, q is smaller for those
   that are released, and so is what they tell);
 - what others add does not depend on whether the client was drawn. So a round always lasts for its
-  timeout, however early all have answered;
+  timeout, however early all have answered. If the updates do not fit together, the round fails
+  instead of leaving some out;
 - a round that fails is repeated with the same clients. What it may have computed then counts as
   more of the same draw: k tries are one round with the noise multiplier z / √k.
 
@@ -41,6 +42,9 @@ from gradshard_core.formats.keys import check_id
 NOBODY_BITS: Final = 44
 """-log₂ of the largest probability of drawing nobody beside a client. A draw of nobody is repeated,
 since a round has clients: this adds as little to δ as the noise's own rounding does."""
+
+LEAST_PROBABILITY: Final = 2.0**-64
+"""That of one outcome of the random bits of a client."""
 
 MAX_DIVISOR: Final = 100_000
 
@@ -120,7 +124,7 @@ def parse_secret_draw(stated: Any) -> SecretDraw:
 
 
 def _checked(probability: Any, divisor: Any, whose: str) -> SecretSample:
-    if not isinstance(probability, float) or not 0 < probability < 1:
+    if not isinstance(probability, float) or not LEAST_PROBABILITY <= probability < 1:
         raise SpecError(f"{whose}: probability is {probability!r}, not a number between 0 and 1")
     if type(divisor) is not int or not 2 <= divisor <= MAX_DIVISOR:
         raise SpecError(

@@ -101,6 +101,11 @@ def plan_bytes(
     return total + PLAN_BYTES_PER_SPAN * spans + PLAN_BYTES_PER_RUN * runs + headers
 
 
+def compared_layer_bytes(inputs: int) -> int:
+    """Return the bytes of a task for a Gram matrix of inputs, and for the decision on it."""
+    return PAIR_BYTES * inputs**2 + DECIDED_BYTES * inputs
+
+
 def project_memory(
     inputs: int,
     plan_bytes: int = 0,
@@ -147,7 +152,7 @@ def project_memory(
         wide = math.ceil(rows * held_widening * inputs * ROW_BYTES)
         arithmetic = wide + WIDENING * 2 * SLICE_BYTES
         if measures:
-            arithmetic += matrices * (PAIR_BYTES * inputs**2 + DECIDED_BYTES * inputs)
+            arithmetic += matrices * compared_layer_bytes(inputs)
     if is_private:
         arithmetic = max(arithmetic, WIDENING * (block + 2 * SLICE_BYTES)) + NOISE_BYTES
     streams = (inputs + 1) * STREAM_BYTES

@@ -146,6 +146,8 @@ class Lists(NamedTuple):
         Whether a key of noise is kept until the round ends.
     waits_again
         Whether the round waits more than once, so that each arrival reads its spec and plan.
+    stores_headers
+        Whether headers of the result, and of the optimizer's state, are too large for the plan.
     """
 
     is_named: bool = True
@@ -155,6 +157,7 @@ class Lists(NamedTuple):
     shows_clipped: bool = False
     draws_noise: bool = False
     waits_again: bool = False
+    stores_headers: bool = False
 
 
 NO_LISTS: Final = Lists()
@@ -322,6 +325,8 @@ def around(
         + ((0 if is_complete else _pages(clients)) + 2 + len(tasks))
         + (2 + (_pages(sum(below)) if below else 0)),
     )
+    if lists.stores_headers:  # planning writes them, and finalizing reads one for the new version
+        counted = counted.plus(Requests(gets=models > 0, puts=1 + (models > 1)))
     further = _recording(clients, lists).plus(_in_pieces(clients, sum(tasks)))
     further = further.plus(_listed(clients, lists))
     if lists.waits_again:

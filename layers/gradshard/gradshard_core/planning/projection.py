@@ -143,9 +143,11 @@ def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[li
     share, stretches = load.measured_reads(shards)
     # Streams are opened together; those of the first stretch are in the time of a task.
     waiting = (requests + max(0, stretches - shards)) * speeds.REQUEST_SECONDS / shards
+    further = speeds.ROWS_CPU_SECONDS_PER_GB - speeds.CPU_SECONDS_PER_GB
     seconds = {
         fan_in: aggregator.task_seconds(
-            share * (fan_in * load.nbytes + gap_bytes) / shards, speeds.ROWS_CPU_SECONDS_PER_GB
+            share * (fan_in * load.nbytes + gap_bytes) / shards,
+            further * share * fan_in * load.nbytes / shards / 1e9,
         )
         for fan_in in load.fan_ins[0]
     }
@@ -193,13 +195,14 @@ def _requests(load: Workload, shards: int) -> Requests:
     A task reads the plan and its inputs, some of them with several requests. It writes its sum and
     its report. A task that measures writes a report only, and each task after it reads the decision
     of the rule. If the update is applied, the tasks of the last level also read and write the model
-    and the optimizer's state. Headers are in the plan.
+    and the optimizer's state. The first of them reads the headers that are not in the plan.
     """
     tasks = _task_count(load, shards)
     inputs = shards * sum(map(sum, load.levels))
     extra = round(sum(requests for requests, _ in load.extra_reads(shards)))
     applying = shards * load.models
-    counted = Requests(gets=inputs + extra + tasks + applying, puts=2 * tasks + applying)
+    headers = 1 + load.models if load.lists.stores_headers else 0
+    counted = Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
     clients = load.contributors
     if pieces := large_rounds.pieces(clients):
         # Tasks of the lowest level read the piece, or two, that their group is in: of the plan, in

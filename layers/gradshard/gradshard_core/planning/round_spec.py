@@ -51,15 +51,14 @@ from gradshard_core.planning.option_parsers import (
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
-    InboxSpec,
     encode_clients,
     parse_assignment_spec,
     parse_clients,
     parse_codecs,
-    parse_inbox,
     parse_layout,
     parse_rule,
 )
+from gradshard_core.planning.staleness import InboxSpec, parse_inbox
 from gradshard_core.stragglers.layers import Naming, check_naming
 from gradshard_core.stragglers.salf import PartialRule
 
@@ -209,8 +208,8 @@ class RoundSpec:
     )
     eager: bool = option(
         Flag(),
-        "Add up a group of clients as soon as all its updates are there. Needs the topology "
-        "lambda_fl, lifl or grid, the weights counts, client ids, and a layout or a model.",
+        "Add up a group of clients as soon as all its updates are there. Needs a topology "
+        "(lambda_fl, lifl or grid), weights (counts), client ids, and a layout or a model.",
         value=False,
     )
     shards: int | None = option(

@@ -35,6 +35,10 @@ MAX_LAYER_PRODUCTS: Final = 2**18
 """Products of all pairs in all layers, one of F64 counted four times. ``plan_round`` and
 ``finalize_round`` hold them all: sums of them that attackers make long take 100 MB."""
 
+MAX_COMPARED_LAYERS: Final = 4096
+"""Layers on each of which a rule decides. ``plan_round`` has 300 s, and clients can make the
+geometric median of eight updates take 40 ms there."""
+
 
 def parse_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSpec:
     """Check the options of a round.
@@ -380,6 +384,12 @@ def check_compared(spec: RoundSpec, layout: Layout, averaged: Stretches) -> None
                 f"{shorten(layer.name)!r} has integers and buffers alone, which are not measured: "
                 "put its tensors into another layer (layers, or --layers)"
             )
+    if len(layers) > MAX_COMPARED_LAYERS:
+        raise SpecError(
+            f"rule {rule.name} decides on each of {len(layers)} layers, over the "
+            f"{MAX_COMPARED_LAYERS} of a round: make fewer layers of the tensors (layers, or "
+            "--layers)"
+        )
     per_layer = count_matrices(layout.spans, 1)
     products = len(layers) * per_layer * spec.expected**2
     if products > MAX_LAYER_PRODUCTS:

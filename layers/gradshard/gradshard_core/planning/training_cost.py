@@ -178,7 +178,8 @@ def of_failed(plan: Plan | None, answered: int, aggregator: LambdaConfig) -> flo
     Parameters
     ----------
     plan
-        Its last plan, whose projection is for tasks that all ran; None if it was not planned.
+        Its last plan, whose projection is for tasks that all ran; None if it was not planned. A
+        plan whose tasks read headers has none, and is not counted.
     answered
         The number of clients that had sent an update.
     aggregator
@@ -186,7 +187,7 @@ def of_failed(plan: Plan | None, answered: int, aggregator: LambdaConfig) -> flo
     """
     nothing = pricing.Requests(0, 0)
     more = overhead(answered, aggregator)
-    if plan is not None:
+    if plan is not None and not plan.computation.surveys:
         return float(plan.projected["dollars"]["total"]) + more
     opened = pricing.bill(
         [[pricing.Tasks(0, 0.0)]],

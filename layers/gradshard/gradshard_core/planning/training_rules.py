@@ -78,7 +78,10 @@ def _parse_schedule(name: str, stated: Any) -> Schedule:
 def _round(name: str, at: Any) -> int:
     if isinstance(at, str) and at.isascii() and at.isdigit() and 0 < len(at) <= 5 and int(at) > 0:
         return int(at)
-    raise SpecError(f"setting {name!r}: {at!r} is not the number of a round")
+    raise SpecError(
+        f"setting {name!r}: {at!r} is not the number of a round: write "
+        '{"1": 0.1, "30": 0.01}, or {"start": 0.1, "decay": 0.98}'
+    )
 
 
 def _setting(name: str, value: Any) -> Setting:

@@ -23,14 +23,12 @@ from gradshard_core.planning.option_kinds import (
 )
 from gradshard_core.planning.option_parsers import (
     MAX_CLIENTS,
-    MAX_EXPONENT,
     MAX_NAMED,
-    InboxSpec,
     parse_clients,
-    parse_exponent,
 )
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
+from gradshard_core.planning.staleness import MAX_EXPONENT, InboxSpec, parse_exponent
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,
@@ -187,8 +185,8 @@ class TrainingSpec:
     noise_tree: int | None = option(
         WholeNumber(2, MAX_LEAVES),
         "Take the noise of earlier private rounds out of the model again, within groups (trees) of "
-        "this number of rounds. Each client is invited once in a tree. Needs dp and a whole "
-        "number as sample.",
+        "this number of rounds. Each client is invited once in a tree. Needs dp, and a sample "
+        "that is a number of clients.",
         value=None,
         default="noise stays in the model",
     )
@@ -201,8 +199,8 @@ class TrainingSpec:
             encoder=SecretSample._asdict,
         ),
         "Draw each client of a private round with this probability, in secret, and divide the sum "
-        'by divisor, for example {"probability": 0.05, "divisor": 50}. A round lasts for its '
-        "timeout and has no quorum. Needs dp.",
+        'of the updates by divisor, for example {"probability": 0.05, "divisor": 50}. Each round '
+        "lasts for its whole timeout, and no number of updates is too low. Needs dp.",
         value=None,
         default="all, or sample",
     )

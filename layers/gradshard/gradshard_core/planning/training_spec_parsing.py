@@ -8,6 +8,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.secret_draw import SecretSample
 from gradshard_core.aggregation.server_optimizers import LINEAR
 from gradshard_core.errors import SpecError
+from gradshard_core.planning.limits import PREFIX_GETS
 from gradshard_core.planning.masking import (
     NOT_IN_MASKED_TRAININGS,
     NOT_MASKED,
@@ -78,6 +79,7 @@ def _check(spec: TrainingSpec) -> None:
             f"{len(spec.clients)}: list more, or lower sample, min_clients or what the rule needs; "
             "with secret_sample, raise probability"
         )
+    _check_looks(spec)
     if spec.over_selection and spec.sample is None:
         raise SpecError("over_selection is for sampling: give sample, too")
     if spec.terms.masked is not None:
@@ -94,6 +96,20 @@ def _check(spec: TrainingSpec) -> None:
     for name in ("buffer", "updates_per_client", "max_staleness", "staleness_exponent"):
         if getattr(spec, name) != DEFAULTS[name]:
             raise SpecError(f"{name} is for mode {BUFFERED!r}: give mode, too")
+
+
+def _check_looks(spec: TrainingSpec) -> None:
+    """Check that S3 answers all clients of a training that look for invitations.
+
+    More may join later than are known of here.
+    """
+    known = max(spec.needed(), len(spec.clients or ()))
+    if known > spec.poll_interval * PREFIX_GETS:
+        raise SpecError(
+            f"poll_interval is {spec.poll_interval:g} s, in which each of at least {known:,} "
+            f"clients reads the training's state, and S3 answers {PREFIX_GETS:,} reads a second: "
+            f"give {math.ceil(known / PREFIX_GETS)} s or more"
+        )
 
 
 def _check_masked(spec: TrainingSpec) -> None:
@@ -181,6 +197,11 @@ def _check_secret_sample(spec: TrainingSpec, sample: SecretSample) -> None:
     if "min_clients" in spec.round:
         raise SpecError(
             "secret_sample: leave out min_clients: a round with a quorum would tell who was drawn"
+        )
+    if "time_budget" in spec.round:
+        raise SpecError(
+            "secret_sample: leave out time_budget: whether a round keeps it depends on the updates "
+            "that came, and one that does not fails. Give shards instead"
         )
     there = len(spec.clients or ())
     if max(sample.fewest, there) > spec.most_drawn:

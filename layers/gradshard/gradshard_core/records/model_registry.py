@@ -23,7 +23,7 @@ from gradshard_core.errors import ModelNotFoundError, ModelStateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
-from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -155,7 +155,8 @@ def read_current(store: S3Store, name: str) -> Version:
     newest = current(store, name)
     if newest is None:
         raise ModelNotFoundError(
-            f"there is no model {name!r}: put one there first (gradshard model put FILE)"
+            f"there is no model {name!r}: put one there first (gradshard model put FILE --name "
+            f"{name})"
         )
     return newest
 

@@ -15,7 +15,7 @@ from gradshard_core.formats.list_pieces import (
     is_in_pieces,
     name_of,
 )
-from gradshard_core.records.manifest import parse_manifest
+from gradshard_core.records.manifest_status import parse_manifest
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import S3Store
 

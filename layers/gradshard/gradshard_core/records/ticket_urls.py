@@ -83,7 +83,7 @@ def build_ticket(
         The lengths that an update may have, its header included; 0 for a ticket that uploads
         nothing.
     layout, allow_nonfinite, codecs, model
-        As in :class:`gradshard.client.tickets.Ticket`.
+        As in :class:`gradshard.client.round_ticket.Ticket`.
     agreement
         What the clients of a masked round agree to.
     """

@@ -9,13 +9,13 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.outputs import next_model_keys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.records import model_registry, privacy_ledger
-from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
-from gradshard_core.rounds.round_manifest import failed_manifest
+from gradshard_core.rounds.manifest_json import failed_manifest
 from gradshard_core.rounds.waiting import end_waiting
 from gradshard_core.s3.store import S3Store
 

@@ -379,7 +379,7 @@ class _Examiner:
                 why[client] = reason
         agreeing = {c: self.findings[s.layout] for c, s in updates.items() if c not in why}
         layouts = {client: sent.layout for client, sent in updates.items()}
-        return why | _disordered(agreeing, layouts, before)
+        return why | _disordered(agreeing, layouts, before, is_drawn=self._spec.is_drawn)
 
     def runs(self, updates: Mapping[str, _Sent]) -> dict[bytes, Runs]:
         """Return the runs of updates by layout, in objects without headers."""
@@ -431,12 +431,22 @@ class _Examiner:
 
 
 def _disordered(
-    findings: Mapping[str, _Findings], layouts: Mapping[str, bytes], before: int
+    findings: Mapping[str, _Findings],
+    layouts: Mapping[str, bytes],
+    before: int,
+    *,
+    is_drawn: bool,
 ) -> dict[str, str]:
     """Say whose tensors stand in an order that costs too much, and why.
 
     Those with the most runs are left out until the rest, with as many as there were before, fits
     into the tasks' memory. Compressed updates that are stored alike share their runs.
+
+    Raises
+    ------
+    PlanError
+        The updates of clients that were drawn in secret do not fit. If some were left out, what one
+        client adds would depend on whether another was drawn.
     """
     owners: dict[bytes | str, list[str]] = {}
     for client, found in findings.items():
@@ -448,6 +458,11 @@ def _disordered(
     for owner in sorted(counts, key=lambda owner: counts[owner], reverse=True):
         if total <= MAX_RUNS:
             break
+        if is_drawn and counts[owner] <= MAX_RUNS:
+            raise PlanError(
+                f"tensors stand in other orders than the round's, in {total} further stretches, "
+                f"and a round may have {MAX_RUNS}: {ADVICE}"
+            )
         reason = (
             f"its tensors stand in another order than the round's, in {counts[owner] + 1} separate "
             f"stretches; with {total - counts[owner]} further ones of other updates these are over "

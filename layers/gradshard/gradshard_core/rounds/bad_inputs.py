@@ -5,27 +5,40 @@ been deleted since planning.
 """
 
 from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.gram import bound_of
+from gradshard_core.aggregation.sharding import MAX_ELEMENT_BYTES, ROW_BYTES, aligned
 from gradshard_core.errors import ChangedObjectError
 from gradshard_core.formats.codecs.topk import TopK
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds.overflow import element_at, reject_largest
 from gradshard_core.rounds.task_inputs import TaskInputs
 
+_OR_TOO_LARGE = ", or this update is too large there to be measured"
 _OR_MALFORMED = ", or its entries there are not in order or not as many as is stated"
 
 
 def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
     """Reject the updates that make the sum a NaN or an infinity at a byte of the layout.
 
-    These are the updates that hold a NaN or an infinity at or after ``position``. If there are
-    none, the sum overflows, and the largest contributions are rejected.
+    These are the updates that hold a NaN or an infinity. If there are none, the sum overflows, and
+    the largest contributions are rejected. A task that measures makes no sum: there, all numbers
+    that are too large to be measured are bad, whatever they would weigh.
     """
     s3, plan, task = inputs.s3, inputs.plan, inputs.task
     found: dict[int, int] = {}
+    measures = plan.computation.measures
     if task.level == 0:
-        with inputs.opened(position) as streams:
+        # Rules that hold all inputs look at one after another: before this element, the next ones
+        # may have bad elements, too.
+        before = max(0, position - ROW_BYTES - MAX_ELEMENT_BYTES)
+        start = max(task.start, aligned(inputs.spans, before))
+        with inputs.opened(start) as streams:
             found = kernel.find_nonfinite(
-                streams, inputs.zones(position), inputs.reduction, inputs.spans
+                streams,
+                inputs.zones(start),
+                inputs.reduction,
+                inputs.spans,
+                bound_of if measures else kernel.no_bound,
             )
     if not found:
         return reject_largest(s3, plan, task, position)
@@ -37,7 +50,8 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
         tensor, element = element_at(layout, byte)
         reason = (
             f"{contributor.source.key}: tensor {tensor!r} holds a NaN or an infinity at "
-            f"element {element}{_OR_MALFORMED if contributor.codec == TopK.name else ''}"
+            f"element {element}{_OR_TOO_LARGE if measures else ''}"
+            f"{_OR_MALFORMED if contributor.codec == TopK.name else ''}"
         )
         rejected.append(Rejection(contributor.client, reason, contributor.source.etag))
     return rejected

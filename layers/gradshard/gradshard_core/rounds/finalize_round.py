@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
+from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.model_buffers import names_in
+from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter
@@ -17,20 +19,23 @@ from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.decision import read_decision
-from gradshard_core.records.manifest import COMPLETED
+from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds.manifest_json import Work, completed_manifest
 from gradshard_core.rounds.measurement import Measured, left_out, summary
-from gradshard_core.rounds.round_manifest import Work, completed_manifest
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.training_report import Report
 
 READERS = 16
 READ_AT_A_TIME = 1024
+PRODUCTS_AT_A_TIME: Final = READERS * MAX_FAN_IN**2
+"""Products in all reports that are read at a time: as many as of ``READERS`` without layers."""
+
 NOT_IN_MANIFEST = {"attempt", "rejected", "is_written", "updates", "layouts", "parts"}
 SUMMED = (
     "gets",
@@ -248,9 +253,23 @@ def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[
 
     with ThreadPoolExecutor(READERS) as pool:
         # All at once would be as many futures, and reports waiting to be looked at.
-        window = READERS if plan.computation.measures else READ_AT_A_TIME
+        window = _window(plan)
         for first in range(0, len(tasks), window):
             yield from pool.map(read, tasks[first : first + window])
+
+
+def _window(plan: Plan) -> int:
+    """Return how many reports are read at a time.
+
+    A report of a task that compares partial updates has the products of each layer in its range,
+    which may be all.
+    """
+    if not plan.computation.measures:
+        return READ_AT_A_TIME
+    if not plan.decides_by_layer:
+        return READERS
+    matrices = count_matrices(plan.layout.spans, len(plan.layout.layers))
+    return max(1, min(READERS, PRODUCTS_AT_A_TIME // (matrices * len(plan.contributors) ** 2)))
 
 
 def _checked(report: dict[str, Any]) -> dict[str, Any]:

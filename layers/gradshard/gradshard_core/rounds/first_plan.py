@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from gradshard_core.aggregation.reordered_reads import ADVICE
+from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs
 from gradshard_core.formats.list_pieces import PIECE
@@ -67,7 +69,7 @@ def first_plan(context: PlanContext) -> Plan:
     # An update may have been deleted.
     found = {c.client for c in admitted.contributors} | {r.client for r in admitted.rejected}
     missing = () if stage.awaited else spec.missing(sorted(found))
-    return _plan(context, admitted, stage, missing)
+    return _plan(context, admitted, stage, missing, addresses or {})
 
 
 def _known_to_have_answered(context: PlanContext) -> list[str] | None:
@@ -109,18 +111,65 @@ def plan_surveyed(context: PlanContext, previous: Plan) -> Plan:
         addresses=addresses,
         surveyed=surveyed,
     )
-    return _plan(
-        context, admitted, Stage(context.request.entered_at), previous.participants.missing
-    )
+    stage, missing = Stage(context.request.entered_at), previous.participants.missing
+    return _plan(context, admitted, stage, missing, addresses)
 
 
-def _plan(context: PlanContext, admitted: Admission, stage: Stage, missing: Sequence[str]) -> Plan:
+def _plan(
+    context: PlanContext,
+    admitted: Admission,
+    stage: Stage,
+    missing: Sequence[str],
+    addresses: Mapping[str, Address],
+) -> Plan:
     if not stage.awaited:
         admission.check_quorum(admitted, context.spec, missing)
     layout = write_layout(context, admitted.layout)
-    plan = assemble(context, admitted.contributors, layout, admitted.coverage)
+    try:
+        plan = assemble(context, admitted.contributors, layout, admitted.coverage)
+    except PlanError as error:
+        remaining = _without_disordered(context, admitted, addresses, str(error))
+        if remaining is None:
+            raise
+        admitted = remaining
+        plan = assemble(context, admitted.contributors, layout, admitted.coverage)
     participants = Participants(plan.contributors, admitted.rejected, missing)
     return replace(plan, stage=stage, participants=participants)
+
+
+def _without_disordered(
+    context: PlanContext, admitted: Admission, addresses: Mapping[str, Address], error: str
+) -> Admission | None:
+    """Reject updates in another order than the round's, for which tasks have no memory or time.
+
+    Under a rule that holds all inputs, one such update costs a buffer for each input: one client
+    could end the round for all.
+
+    Returns
+    -------
+    Admission or None
+        The others; None if there are no such updates, or too few others.
+    """
+    disordered = [c for c in admitted.contributors if not c.runs.are_in_order]
+    kept = [c for c in admitted.contributors if c.runs.are_in_order]
+    if not disordered or len(kept) < context.spec.min_clients:
+        return None
+    rejected = [
+        Rejection(
+            c.client,
+            f"{c.source.key}: its tensors stand in another order than the round's, and with it "
+            f"{error}; {ADVICE}",
+            c.source.etag,
+        )
+        for c in disordered
+    ]
+    told = context.keys if context.spec.inbox is None else None
+    arrivals.reject_all(context.store, rejected, lambda client: told or addresses[client].keys)
+    return admitted._replace(
+        contributors=tuple(kept),
+        rejected=(*admitted.rejected, *rejected),
+        coverage={c.client: admitted.coverage[c.client] for c in kept if admitted.coverage},
+    )
 
 
 def _survey(

@@ -19,6 +19,7 @@ from gradshard_core.planning.round_spec_parsing import (
     parse_new_spec,
 )
 from gradshard_core.records import model_registry, privacy_ledger
+from gradshard_core.records.model_registry import Version
 from gradshard_core.records.stored_lists import read_expected, read_plan
 from gradshard_core.records.stored_spec import check_source
 from gradshard_core.records.training_state import (
@@ -86,6 +87,22 @@ def open_round(
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
+def check_rule_of_model(store: S3Store, spec: RoundSpec, newest: Version) -> None:
+    """Check that the rule of a round takes the updates of a model.
+
+    Raises
+    ------
+    SpecError
+        It does not.
+    """
+    if spec.server_optimizer is None or (spec.averages_all and not spec.compares_layers):
+        return
+    layout = model_registry.layout_of(store, newest.tensors)
+    kept = newest.buffers_in(layout, spec.server_optimizer)
+    check_averaged(spec, model_buffers.names_in(layout, kept))
+    check_compared(spec, layout, kept)
+
+
 def _check_asked(store: S3Store, keys: RoundKeys, spec: RoundSpec, version: int) -> None:
     """Check that a training asks for a round in a tree, or of drawn clients, exactly as it is.
 
@@ -145,11 +162,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         if spec.masked is not None:
             layout = model_registry.layout_of(store, newest.tensors)
             check_layout(spec.masked, spec.expected, layout)
-        if spec.compares_layers or not spec.averages_all:
-            layout = model_registry.layout_of(store, newest.tensors)
-            kept = newest.buffers_in(layout, spec.server_optimizer)
-            check_averaged(spec, model_buffers.names_in(layout, kept))
-            check_compared(spec, layout, kept)
+        check_rule_of_model(store, spec, newest)
         base = {"model_version": newest.number}
         at = record["opened_at"]
         privacy_ledger.enter(store, newest.model, keys.round_id, at, spec.dp, spec.expected)

@@ -53,8 +53,8 @@ from gradshard_core.records.noise_key import write_noise_key
 from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.fednova import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage
-from gradshard_core.stragglers.local_steps import note_bounded_steps
 from gradshard_core.stragglers.salf import FEDAVG
 
 HEADER_TYPE = "application/octet-stream"
@@ -275,7 +275,7 @@ def _choose_shards(
         disorder=_disorder_by_group(grouping, layout.nbytes),
         stored_bytes=stored_bytes,
         unit_bytes=max((r.largest_unit for r in runs), default=0),
-        lists=lists_of(spec),
+        lists=lists_of(spec)._replace(stores_headers=layout.header.in_plan is None),
     )
     return planner.choose(
         load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget

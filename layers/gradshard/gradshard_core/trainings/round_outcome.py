@@ -18,7 +18,7 @@ from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor
-from gradshard_core.records.manifest import COMPLETED
+from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.s3.store import S3Store
 

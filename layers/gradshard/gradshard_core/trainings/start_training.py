@@ -1,6 +1,7 @@
 """Check and write a training's options, and the state from which it begins."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -13,6 +14,7 @@ from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records import model_registry
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
 from gradshard_core.rounds.keeper_wait import NO_KEEPER
+from gradshard_core.rounds.open_round import check_rule_of_model
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -70,6 +72,9 @@ def start_training(
             raise SpecError(f"masked: {NO_KEEPER}")
         layout = model_registry.layout_of(store, newest.tensors)
         check_layout(masked, spec.terms.expected, layout)
+    if not spec.is_buffered:  # whose rounds take no rule that compares partial updates
+        most = max(spec.terms.expected, spec.needed())
+        check_rule_of_model(store, replace(spec.terms, clients=most), newest)
     record = {"training": name, "spec": spec.to_json(), "started_at": started}
     if not store.put_json(keys.spec, record, replaces=None) and (
         store.get_json(keys.spec) != record

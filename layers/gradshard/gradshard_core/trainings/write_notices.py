@@ -29,7 +29,6 @@ from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.notice import Notice, NoticeUrls, seen_by
 from gradshard_core.records.ticket_urls import (
     METADATA_ROOM_BYTES,
     Presigner,
@@ -37,6 +36,7 @@ from gradshard_core.records.ticket_urls import (
     max_update_bytes,
     sent_layout,
 )
+from gradshard_core.records.training_notice import Notice, NoticeUrls, seen_by
 from gradshard_core.records.training_state import (
     ENDED,
     TrainingState,

@@ -9,7 +9,7 @@ from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Participants
-from gradshard_core.records.manifest import COMPLETED, FAILED
+from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.records.stored_lists import stored
@@ -175,8 +175,9 @@ def _partial(plan: Plan) -> dict[str, Any]:
     if not plan.layout.layers:
         return {}
     clients = [contributor.client for contributor in plan.contributors]
+    good = [contributor.client for contributor in plan.good]
     rejected = [rejection.client for rejection in plan.participants.rejected]
-    expected = {*clients, *plan.participants.missing, *rejected}
+    expected = {*good, *plan.participants.missing, *rejected}
     return {
         "layers": [
             {

@@ -20,6 +20,7 @@ from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import ticket_file
 from gradshard.client.round_by_ticket import TicketRound
+from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_file import TicketFile
 from gradshard.client.ticket_issuer import (
     FIRST_PART_STEPS,
@@ -28,7 +29,6 @@ from gradshard.client.ticket_issuer import (
     issue_ticket,
 )
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls, parse_part_list
-from gradshard.client.tickets import Ticket
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.client.upload_source import PaddedContent, TensorContent
 from gradshard.client.verification_ticket import VerificationTicket
@@ -38,7 +38,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.planning.limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
 from gradshard_core.records.ticket_urls import MAX_LENGTHS, signed_lengths
-from gradshard_core.s3.multipart import Part
+from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.units import MIB
 from tests.presigned import rejection

@@ -1,4 +1,4 @@
-"""Tickets: with one, a client without AWS credentials takes part in one round.
+"""Tickets of rounds: with one, a client without AWS credentials takes part in one round.
 
 A ticket is a file of presigned URLs. S3 checks the signature of each, and with it the object's key,
 the method, the time, and for the upload its length and that there is no object yet. This module has

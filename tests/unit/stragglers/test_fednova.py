@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError
-from gradshard_core.stragglers.local_steps import (
+from gradshard_core.stragglers.fednova import (
     bounded_steps,
     normalised_weights,
     note_bounded_steps,

@@ -1,4 +1,4 @@
-"""A round's manifest: the record that it has ended."""
+"""How a round has ended, as its manifest states it: status, error and cause."""
 
 from typing import Any, Final
 

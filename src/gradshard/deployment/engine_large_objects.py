@@ -1,4 +1,4 @@
-"""Objects of the local engine on disk: large bodies are never in memory as a whole.
+"""Large objects of the local engine: they are files, and never in memory as a whole.
 
 MiniStack keeps objects in files if ``S3_PERSIST`` is set. But it receives, joins and sends every
 body whole, keeps those of versions, and reads a whole file for each range of it. Here a large body

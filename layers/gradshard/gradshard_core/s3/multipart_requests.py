@@ -1,4 +1,4 @@
-"""Multipart uploads: an object that is sent in parts and appears when they are put together."""
+"""S3's requests of a multipart upload: an object in parts, which appears when they are joined."""
 
 import contextlib
 from collections.abc import Sequence

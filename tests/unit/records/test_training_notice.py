@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.records.notice import Notice
+from gradshard_core.records.training_notice import Notice
 
 
 @pytest.mark.parametrize(
