@@ -65,11 +65,12 @@ class Round:
         *,
         entered_at: str = "2026-01-01T00:00:01Z",
         reason: str = "complete",
+        is_repeated: bool = False,
         aggregator: LambdaConfig | None = None,
     ) -> dict[str, Any]:
         if rejected:  # as finalize_round leaves it
             self.store.put_json(self.keys.replan(attempt - 1), [vars(r) for r in rejected])
-        request = PlanRequest(entered_at, reason, attempt)
+        request = PlanRequest(entered_at, reason, attempt, is_repeated)
         self.planned = plan_round(
             self.store, self.name, request, aggregator=aggregator or self.aggregator
         )

@@ -351,7 +351,7 @@ def test_the_straight_path(runs: dict[str, Run]) -> None:
     assert abs(datetime.fromisoformat(opened["started"]) - run.execution["startDate"]) < SECOND
     [planned] = run.events("PlanRound")
     assert datetime.fromisoformat(planned.pop("entered_at")) >= run.execution["startDate"]
-    assert planned == {"round": "straight", "reason": "complete", "attempt": 0}
+    assert planned == {"round": "straight", "reason": "complete", "attempt": 0, "retries": 0}
     tasks = sorted(run.events("AggregateShard"), key=lambda event: event["task"]["number"])
     assert tasks == tasks_of("straight")
     assert len(run.children) == 2
@@ -399,7 +399,7 @@ def test_a_second_plan_knows_that_it_is_the_second(runs: dict[str, Run]) -> None
     assert (first["reason"], first["attempt"]) == ("complete", 0)
     assert (second["reason"], second["attempt"]) == ("replan", 1)
     # Who was rejected is in S3: a state could not carry thousands.
-    assert first.keys() == second.keys() == {"round", "entered_at", "reason", "attempt"}
+    assert first.keys() == second.keys() == {"round", "entered_at", "reason", "attempt", "retries"}
     assert first["entered_at"] < second["entered_at"]
     assert len(run.events("AggregateShard")) == 2 * SHARDS
     assert len(run.events("FinalizeRound")) == 2
@@ -463,6 +463,7 @@ def test_a_hiccup_is_tried_again(runs: dict[str, Run]) -> None:
     run = runs["plan-stumbles"]
     assert run.outcome == SUCCEEDED
     first, second = run.events("PlanRound")
+    assert (first.pop("retries"), second.pop("retries")) == (0, 1)
     assert first == second
     assert run.events("AbortRound") == []
 

@@ -58,6 +58,7 @@ def plan_round(
         The mask keeper has refused, or has not answered in time.
     """
     keys = RoundKeys(round_id)
+    store.meter.take()
     # The ETag is read before the plan: if another planning replaces the plan in between, writing
     # ours fails.
     head = store.head(keys.plan)
@@ -97,8 +98,10 @@ def _hand_out(
     keeper: S3Store | None,
 ) -> dict[str, Any]:
     """Tell clients that were overlooked, and write the tasks of a plan that is written."""
-    if request.is_repeated and plan.computation.has_outputs:
-        # The call before may have been killed between its uploads and its plan.
+    # The call before may have been killed between its uploads and its plan. Or S3 began an upload,
+    # its answer was lost, and the request was sent again.
+    is_doubtful = request.is_repeated or store.meter.take().retries > 0
+    if is_doubtful and plan.computation.has_outputs:
         for output in plan.outputs:
             store.abort_open_uploads(output.key, but=output.upload_id)
     if plan.attempt == 0 and plan.is_complete and spec is not None:
