@@ -11,7 +11,6 @@ from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys, is_id
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.stored_lists import read_manifest
-from gradshard_core.records.stored_spec import read_spec
 
 STATES: Final = (AWAITING, AGGREGATING, COMPLETED, FAILED)
 
@@ -100,6 +99,8 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
     manifest = read_manifest(stack.store, keys)
     if manifest is not None:
         raise RoundStateError(f"round {keys.round_id!r} has ended ({manifest['status']})")
+    from gradshard_core.records.stored_spec import read_spec  # it needs numpy
+
     opened = read_spec(stack.store, keys)
     if opened is not None and opened[0].is_drawn:
         raise RoundStateError(

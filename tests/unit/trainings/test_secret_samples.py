@@ -405,7 +405,7 @@ def test_a_training_waits_for_members_and_pauses_when_they_are_too_many(machine:
         ({"budget": {"dollars": 1}}, "leave out budget"),
         ({"clients": CLIENTS[:19]}, "20 clients are needed .* raise probability"),
         ({"round": ROUND | {"topology": "shards"}, "clients": None}, "divisor"),
-        ({"clients": None, "secret_sample": {"probability": 1e-3, "divisor": 2}}, "larger"),
+        ({"clients": None, "secret_sample": {"probability": 2e-3, "divisor": 2}}, "larger"),
         ({"clients": None, "secret_sample": {"probability": 1e-310, "divisor": 2}}, "between 0"),
     ],
 )
