@@ -23,7 +23,7 @@ from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
-from gradshard_core.rounds import admission, arrivals
+from gradshard_core.rounds import admission, arrivals, first_plan
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.trainings.sampling import draw_in_secret
@@ -241,6 +241,32 @@ def test_nobody_is_left_out_because_of_who_else_came(
     else:
         came = {*invited["t-00001"]} - machine.skipped | {*invited["t-00001"]} & {*others}
         check_release(machine, "t-00001", keys["t-00001"], sorted(came))
+
+
+def test_no_update_is_left_out_of_a_drawn_round_because_tasks_lack_memory_for_its_order(
+    machine: Machine, keys: dict[str, bytes]
+) -> None:
+    """Whether they do depends on who else was drawn."""
+    note, plan = machine.before_round, first_plan.assemble
+
+    def send(invitation: Invitation) -> None:
+        note(invitation)
+        body = reference.encode(MODEL, {"num_samples": "3"}, order=[*MODEL][::-1])
+        for client in invitation.clients[:1]:
+            machine.skipped.add(client)
+            machine.store.put_bytes(RoundKeys(invitation.round_id).update(client), body)
+
+    def lacking(context: Any, contributors: Any, *others: Any) -> Any:
+        if not all(contributor.runs.are_in_order for contributor in contributors):
+            raise PlanError("an aggregator needs 200 MB and has 192")
+        return plan(context, contributors, *others)
+
+    machine.before_round = send
+    machine.patch.setattr(first_plan, "assemble", lacking)
+    state = machine.start(**options(rounds=1))
+    assert (state.status, state.completed) == ("paused", 0)
+    assert "an aggregator needs 200 MB" in str(state.cause)
+    assert not keys
 
 
 def fail_at(

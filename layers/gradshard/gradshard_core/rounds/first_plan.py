@@ -148,8 +148,11 @@ def _without_disordered(
     Returns
     -------
     Admission or None
-        The others; None if there are no such updates, or too few others.
+        The others; None if there are no such updates, or too few others, or if clients were drawn
+        in secret: what one of them adds must not depend on whether another was drawn.
     """
+    if context.spec.is_drawn:
+        return None
     disordered = [c for c in admitted.contributors if not c.runs.are_in_order]
     kept = [c for c in admitted.contributors if c.runs.are_in_order]
     if not disordered or len(kept) < context.spec.min_clients:
