@@ -119,6 +119,18 @@ def test_a_rejection_that_is_noted_too_late_has_no_round_wait(machine: Machine) 
     assert waiting.read_waiting(machine.store, machine.keys) is None
 
 
+@pytest.mark.parametrize("junk", [b"{", b"[]", b"{}"])
+def test_a_record_that_somebody_overwrote_keeps_no_client_from_its_rejection(
+    machine: Machine, junk: bytes
+) -> None:
+    machine.open(clients=["a", "b"])
+    machine.store.put_bytes(machine.keys.callback, junk)
+    send_junk(machine, "a")
+    assert machine.store.get_json(machine.keys.rejection("a")) is not None
+    arrive(machine, "a")
+    assert machine.store.get_json(machine.keys.rejection("a")) is None
+
+
 @pytest.mark.parametrize("planned", [False, True])
 def test_no_rejection_is_left_of_an_update_that_was_replaced_while_it_was_checked(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, *, planned: bool

@@ -89,7 +89,10 @@ def note_rejection(store: S3Store, keys: RoundKeys) -> None:
         head = store.head(keys.callback)
         noted: dict[str, Any] = {"tokens": []}
         if head is not None:
-            record = store.get_json(keys.callback, _checked)
+            try:
+                record = store.get_json(keys.callback, _checked)
+            except BrokenObjectError:
+                return  # without terms, every arrival looks
             if record is None or record.get("has_rejections", True):
                 return
             noted = record | {"has_rejections": True}
