@@ -194,6 +194,20 @@ class Machine:
         assert found is not None
         return found
 
+    def keep_keys(self) -> dict[str, bytes]:
+        """Return the keys of noise by round, which fills with those that are drawn."""
+        drawn: dict[str, bytes] = {}
+        put = self.store.put_json
+
+        def putting(key: str, record: Any, **others: Any) -> bool:
+            is_put = bool(put(key, record, **others))
+            if "/secrets/" in key and is_put:
+                drawn[key.split("/")[1]] = bytes.fromhex(record["key"])
+            return is_put
+
+        self.patch.setattr(self.store, "put_json", putting)
+        return drawn
+
     def start(self, **options: Any) -> TrainingState:
         """Start a training and run it until nothing goes on."""
         of_round = options.pop("round", {"server_optimizer": "fedavg"})

@@ -40,21 +40,6 @@ def options(**changed: Any) -> dict[str, Any]:
     return of_tree | changed
 
 
-def keep_keys(machine: Machine) -> dict[str, bytes]:
-    """Return the keys of noise, which fills with those that are drawn."""
-    drawn: dict[str, bytes] = {}
-    put = machine.store.put_json
-
-    def putting(key: str, record: Any, **others: Any) -> bool:
-        is_put = bool(put(key, record, **others))
-        if "/secrets/" in key and is_put:
-            drawn[key.split("/")[1]] = bytes.fromhex(record["key"])
-        return is_put
-
-    machine.patch.setattr(machine.store, "put_json", putting)
-    return drawn
-
-
 def keys_there(machine: Machine) -> list[str]:
     return [key.split("/")[1] for key in sorted(machine.store.objects) if "/secrets/" in key]
 
@@ -93,7 +78,7 @@ def check_noise(machine: Machine, round_id: str, noise: np.ndarray, divisor: int
 def test_results_are_the_definition_and_the_model_has_the_noise_of_the_nodes(
     machine: Machine,
 ) -> None:
-    drawn = keep_keys(machine)
+    drawn = machine.keep_keys()
     state = machine.start(**options())
     assert (state.status, state.cause) == ("ended", "all 6 rounds have completed")
     before, total = np.zeros(SIZE, np.int64), np.zeros(SIZE)
@@ -176,7 +161,7 @@ def fail_at(machine: Machine, number: int, *, is_planned: bool) -> None:
 def test_a_round_that_fails_after_it_is_planned_uses_up_its_place_and_its_clients(
     machine: Machine,
 ) -> None:
-    drawn, invited, after_abort = keep_keys(machine), [], []
+    drawn, invited, after_abort = machine.keep_keys(), [], []
     machine.before_round = lambda invitation: invited.append(invitation.clients)
     fail_at(machine, 4, is_planned=True)
 
@@ -245,7 +230,7 @@ def test_a_round_that_ended_well_and_was_given_up_keeps_its_key(machine: Machine
 
 
 def test_sums_of_fewer_clients_are_divided_by_the_same_number(machine: Machine) -> None:
-    drawn = keep_keys(machine)
+    drawn = machine.keep_keys()
     machine.skipped = {*CLIENTS[::4]}
     state = machine.start(**options())
     assert state.completed == 6
@@ -270,7 +255,7 @@ def test_a_training_that_cannot_go_on_deletes_its_keys(machine: Machine) -> None
 
 
 def test_a_pause_deletes_all_keys_and_the_noise_so_far_stays(machine: Machine) -> None:
-    drawn = keep_keys(machine)
+    drawn = machine.keep_keys()
 
     def look(invitation: Invitation) -> None:
         if invitation.number == 3:

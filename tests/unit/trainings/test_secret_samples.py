@@ -23,7 +23,7 @@ from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
-from gradshard_core.rounds import admission, arrivals, first_plan
+from gradshard_core.rounds import admission, arrivals, first_plan, plan_assembly
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.trainings.sampling import draw_in_secret
@@ -45,18 +45,7 @@ def options(**changed: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def keys(machine: Machine) -> dict[str, bytes]:
-    """The keys of noise, which fill with those that are drawn."""
-    drawn: dict[str, bytes] = {}
-    put = machine.store.put_json
-
-    def putting(key: str, record: Any, **others: Any) -> bool:
-        is_put = bool(put(key, record, **others))
-        if "/secrets/" in key and is_put:
-            drawn[key.split("/")[1]] = bytes.fromhex(record["key"])
-        return is_put
-
-    machine.patch.setattr(machine.store, "put_json", putting)
-    return drawn
+    return machine.keep_keys()
 
 
 @pytest.fixture
@@ -247,7 +236,7 @@ def test_no_update_is_left_out_of_a_drawn_round_because_tasks_lack_memory_for_it
     machine: Machine, keys: dict[str, bytes]
 ) -> None:
     """Whether they do depends on who else was drawn."""
-    note, plan = machine.before_round, first_plan.assemble
+    note, plan = machine.before_round, plan_assembly.assemble
 
     def send(invitation: Invitation) -> None:
         note(invitation)

@@ -156,7 +156,7 @@ class PrivacyMechanism:
 
     @property
     def asked_for(self) -> Place | SecretDraw | None:
-        """What makes it a mechanism of a training's round, which its training alone states."""
+        """The place in a tree, or the secret draw; only a training may state one of them."""
         return self.draw if self.tree is None else self.tree
 
     @property

@@ -21,9 +21,9 @@ the release if the client had sent zeros whenever it was drawn. This is so only 
 - a round that fails is repeated with the same clients. What it may have computed then counts as
   more of the same draw: k tries are one round with the noise multiplier z / √k.
 
-What a client sends may depend on its own earlier draws, as with a residual: given all releases so
+A client's update may depend on its own earlier draws, as with a residual: given all releases so
 far, the next one is a mixture over v of the mechanisms above, and a Rényi divergence of mixtures is
-at most the largest of its parts. What *others* send may not.
+at most the largest of its parts. The updates of *others* must not depend on them.
 
 **Discrete noise.** It is that of :mod:`gradshard_core.aggregation.noise`, whose Rényi divergence of
 every order is that of the Gaussian or less. For a whole order α, E[(1 - q + q·P/Q)^α] is a sum of

@@ -155,7 +155,7 @@ def parse_update_key(key: str) -> UpdateKey | None:
 
 
 class RenewalKey(NamedTuple):
-    """What the key of a request for renewal names: a training, and the clients that it is for.
+    """A training, and the clients whose notices are renewed, as the key of a request names them.
 
     These are from the first to the last one; in the key of a state, both are None.
     """

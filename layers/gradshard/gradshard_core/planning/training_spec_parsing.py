@@ -126,24 +126,33 @@ def _check_masked(spec: TrainingSpec) -> None:
         parse_new_spec({**spec.round, "clients": roster_of(invited)})
 
 
-def _check_noise_tree(spec: TrainingSpec, leaves: int) -> None:
-    """Check what a tree of noise goes with, and that it has clients for all of its rounds."""
+def _check_private(
+    spec: TrainingSpec, option: str, *, buffered: str, masked: str, adaptive: str
+) -> None:
+    """Check that an option of private rounds goes with the others; the reasons say why not."""
     if spec.is_buffered:
         raise SpecError(
-            "noise_tree: a buffered training invites nobody, so clients take part again and again "
-            f"in a tree: leave out mode {BUFFERED!r} or noise_tree"
+            f"{option}: a buffered training invites nobody, so {buffered}: leave out mode "
+            f"{BUFFERED!r} or {option}"
         )
     if spec.terms.dp is None:
-        raise SpecError("noise_tree is for private rounds: give dp, too, among round's options")
+        raise SpecError(f"{option} is for private rounds: give dp, too, among round's options")
     if spec.terms.masked is not None:
-        raise SpecError(
-            "noise_tree: the key of a masked round's noise is made of the clients' seeds, which "
-            "the keeper has for one round only: leave out masked or noise_tree"
-        )
+        raise SpecError(f"{option}: {masked}: leave out masked or {option}")
     if spec.terms.dp.adaptation is not None:
-        raise SpecError(
-            "noise_tree: noise cancels only if all rounds have the same clip: leave out quantile"
-        )
+        raise SpecError(f"{option}: {adaptive}: leave out quantile")
+
+
+def _check_noise_tree(spec: TrainingSpec, leaves: int) -> None:
+    """Check what a tree of noise goes with, and that it has clients for all of its rounds."""
+    _check_private(
+        spec,
+        "noise_tree",
+        buffered="clients take part again and again in a tree",
+        masked="the key of a masked round's noise is made of the clients' seeds, which the keeper "
+        "has for one round only",
+        adaptive="noise cancels only if all rounds have the same clip",
+    )
     if spec.server_optimizer.optimizer not in LINEAR:
         raise SpecError(
             f"noise_tree: {spec.server_optimizer.optimizer} scales each step on its own, so no "
@@ -174,23 +183,14 @@ def _check_noise_tree(spec: TrainingSpec, leaves: int) -> None:
 
 def _check_secret_sample(spec: TrainingSpec, sample: SecretSample) -> None:
     """Check what secret draws go with, and that a list has clients enough for them."""
-    if spec.is_buffered:
-        raise SpecError(
-            "secret_sample: a buffered training invites nobody, so nobody can be drawn: leave out "
-            f"mode {BUFFERED!r} or secret_sample"
-        )
-    if spec.terms.dp is None:
-        raise SpecError("secret_sample is for private rounds: give dp, too, among round's options")
-    if spec.terms.masked is not None:
-        raise SpecError(
-            "secret_sample: a masked round has its clients agree to the list of all: leave out "
-            "masked or secret_sample"
-        )
-    if spec.terms.dp.adaptation is not None:
-        raise SpecError(
-            "secret_sample: a clip that adapts goes by the number of clients that came, which "
-            "tells who was drawn: leave out quantile"
-        )
+    _check_private(
+        spec,
+        "secret_sample",
+        buffered="nobody can be drawn",
+        masked="a masked round has its clients agree to the list of all",
+        adaptive="a clip that adapts goes by the number of clients that came, which tells who was "
+        "drawn",
+    )
     for name, reason in NOT_SECRET.items():
         if getattr(spec, name) != DEFAULTS[name]:
             raise SpecError(f"secret_sample: leave out {name}: {reason}")

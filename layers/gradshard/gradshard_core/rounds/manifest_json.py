@@ -17,7 +17,7 @@ from gradshard_core.s3.store import S3Store
 
 
 class Work(NamedTuple):
-    """What the tasks of a round have done.
+    """The reports of a round's tasks, added up.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def completed_manifest(
     result
         The object of the average, and its CRC-64/NVME.
     work
-        What its tasks have done.
+        The reports of its tasks, added up.
     version
         The version of the model that it made, if any.
     measuring
