@@ -72,6 +72,9 @@ class Deployed:
         listed = self.s3.list_objects_v2(Bucket=self.bucket, Prefix=prefix)
         return [entry["Key"] for entry in listed.get("Contents", [])]
 
+    def has_none(self, prefix: str) -> bool:
+        return not self.keys(prefix)
+
     def open_uploads(self, round_id: str) -> list[str]:
         listed = self.s3.list_multipart_uploads(Bucket=self.bucket, Prefix=f"rounds/{round_id}/")
         return [upload["Key"] for upload in listed.get("Uploads", [])]
