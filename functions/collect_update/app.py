@@ -6,7 +6,7 @@ from typing import Any
 from gradshard_core.formats.notifications import parse_notifications
 from gradshard_core.observability import emf
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed
-from gradshard_core.rounds.waiting import Seen
+from gradshard_core.rounds.waiting_record import Seen
 from gradshard_core.s3.http_transport import function_store
 
 store = function_store()

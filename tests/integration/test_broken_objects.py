@@ -10,7 +10,7 @@ import boto3
 import pytest
 
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
-from gradshard_core.rounds import aws_callbacks, waiting
+from gradshard_core.rounds import aws_callbacks, waiting_record
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
@@ -160,6 +160,6 @@ def test_a_round_whose_tokens_are_lost_is_resumed_by_its_deadline(
     assert asked == ["second"]
     # A call that comes later puts its own there.
     call("open_round", opening | {"token": "third"})
-    assert waiting.resume(store, keys, "complete")
+    assert waiting_record.resume(store, keys, "complete")
     assert asked == ["second", "third"]
     store.delete_versions(keys.root)

@@ -18,7 +18,7 @@ from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
 from gradshard_core.planning import planner
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.rounds import aws_callbacks, waiting
+from gradshard_core.rounds import aws_callbacks, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
@@ -463,8 +463,8 @@ def test_a_late_second_opening_keeps_the_rounds_token(
     round_ = open_round(clients=1)
     with ThreadPoolExecutor(4) as pool:
         tokens = ["newest", "belated", "more belated", "newest"]
-        list(pool.map(lambda t: waiting.keep_token(round_.store, round_.keys, t), tokens))
-    waiting.keep_token(round_.store, round_.keys, "the most belated")
+        list(pool.map(lambda t: waiting_record.keep_token(round_.store, round_.keys, t), tokens))
+    waiting_record.keep_token(round_.store, round_.keys, "the most belated")
     asked: list[str] = []
 
     def resume(token: str, reason: str) -> bool:
@@ -472,7 +472,7 @@ def test_a_late_second_opening_keeps_the_rounds_token(
         return token == "newest"
 
     monkeypatch.setattr(aws_callbacks, "resume", resume)
-    assert waiting.resume(round_.store, round_.keys, "complete")
+    assert waiting_record.resume(round_.store, round_.keys, "complete")
     assert asked[0] == "the most belated"
     assert asked[-1] == "newest"
 

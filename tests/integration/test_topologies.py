@@ -11,11 +11,11 @@ from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import arrivals
+from gradshard_core.rounds import end_of_wait
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed
-from gradshard_core.rounds.waiting import Seen
+from gradshard_core.rounds.waiting_record import Seen
 from tests import reference
 from tests.integration.by_hand import Round, Update, layout_of, small
 from tests.planned import levels_of
@@ -291,7 +291,7 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
             round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
         spec, _ = read_spec(round_.store, round_.keys) or (None, None)
         assert spec is not None
-        due = arrivals._is_due(round_.store, round_.keys, spec, "", Seen())
+        due = end_of_wait._is_due(round_.store, round_.keys, spec, "", Seen())
         if not due:
             seen.append([])
             continue

@@ -12,8 +12,8 @@ from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import arrivals
-from gradshard_core.rounds.waiting import Seen
+from gradshard_core.rounds import end_of_wait
+from gradshard_core.rounds.waiting_record import Seen
 from tests.unit.in_memory import OPENED, Machine
 
 ROOT = Path(__file__).parents[3]
@@ -89,7 +89,7 @@ def eager(machine: Machine, clients: int) -> list[str]:
 def is_due(machine: Machine) -> bool:
     opened = read_spec(machine.store, machine.keys)
     assert opened is not None
-    return arrivals._is_due(machine.store, machine.keys, opened[0], "", Seen())
+    return end_of_wait._is_due(machine.store, machine.keys, opened[0], "", Seen())
 
 
 def test_an_eager_round_of_many_groups_is_planned_in_stages_of_several_groups(

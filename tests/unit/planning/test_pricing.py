@@ -21,13 +21,13 @@ from gradshard_core.planning.pricing import Bill, Requests, Tasks
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.model_registry import Version
-from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds import aws_callbacks, end_of_wait
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
-from gradshard_core.rounds.waiting import Seen
+from gradshard_core.rounds.waiting_record import Seen
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter
 from gradshard_core.s3.transport import ResponseError
@@ -272,7 +272,7 @@ def test_looks_are_those_of_arrivals_at_one_warm_function(
         for client in random.Random(clients).sample(names, clients):  # noqa: S311 - no secret
             s3.create(keys.update(client), b"", 1)
             is_last = len(s3.objects) == clients + 1
-            assert arrivals.resume_if_due(store, keys, spec, client, seen) == is_last
+            assert end_of_wait.resume_if_due(store, keys, spec, client, seen) == is_last
         looks, listings = pricing._looks(clients, lists_of(spec))
         assert s3.asked == Counter({GET: looks + 1, PUT: listings})  # and the callback
 

@@ -1,18 +1,15 @@
 """Which of the objects that clients send are looked at."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gradshard_core.errors import StoreError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.records import model_registry
-from gradshard_core.rounds import arrivals, aws_callbacks, waiting
+from gradshard_core.rounds import arrivals, aws_callbacks
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.collect_update import collect_update
@@ -30,7 +27,6 @@ def growing(body: bytes) -> MemoryStore:
     return store
 
 
-TENSORS = StoredTensors(ObjectVersion("models/m/1.safetensors", "", "etag", 8), 0)
 WHOLE = parse_spec({"clients": ["a"]})
 PARTIAL = parse_spec({"clients": ["a"], "rule": "fill"})
 GOOD = reference.encode({"w": np.ones(1, "f4")}, {"num_samples": "1"})
@@ -101,34 +97,3 @@ def test_an_update_to_a_round_that_failed_before_it_was_planned_is_late() -> Non
     outcome = collect_update(store, KEYS.update("a"), "e")
     assert (outcome["status"], outcome["late"]) == ("ignored", True)
     assert "the round has ended (failed)" in store.get_json(KEYS.rejection("a"))["reason"]
-
-
-def test_the_newest_tokens_are_kept() -> None:
-    store = MemoryStore()
-    tokens = [f"token-{number}" for number in range(waiting.TOKENS_KEPT + 3)]
-    for token in tokens:
-        waiting.keep_token(store, KEYS, token)
-    assert store.get_json(KEYS.callback)["tokens"] == tokens[3:]
-
-
-class Contested(MemoryStore):
-    """A bucket in which no conditional write succeeds."""
-
-    def put_bytes(self, *_: Any, **__: Any) -> bool:
-        return False
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda store: waiting.keep_token(store, KEYS, "token"),
-        lambda store: model_registry.reserve(store, model_registry.Version("m", 1, TENSORS, "r1")),
-    ],
-    ids=["keep_token", "reserve"],
-)
-def test_a_write_that_is_rejected_each_time_ends_with_an_error(
-    monkeypatch: pytest.MonkeyPatch, write: Callable[[MemoryStore], object]
-) -> None:
-    monkeypatch.setattr("time.sleep", lambda _: None)
-    with pytest.raises(StoreError, match=r"16 conditional writes in a row were rejected, though"):
-        write(Contested())

@@ -56,7 +56,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     # Where a number is from comes last: a module that is imported here would keep the lower one.
     for module in ("planning.plan_json", "rounds.first_plan", "planning.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
-    for module in ("rounds.arrivals", "planning.pricing"):
+    for module in ("rounds.end_of_wait", "rounds.rejections", "planning.pricing"):
         # Not more than there are others in a piece.
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
     for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):

@@ -23,7 +23,7 @@ from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
-from gradshard_core.rounds import admission, arrivals, first_plan, plan_assembly
+from gradshard_core.rounds import admission, arrivals, end_of_wait, first_plan, plan_assembly
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.trainings.sampling import draw_in_secret
@@ -191,8 +191,10 @@ def test_a_round_never_ends_before_its_deadline(machine: Machine) -> None:
         assert found is not None
         arrived = arrivals.arrived(machine.store, RoundKeys(name))
         assert tuple(arrived) == found[0].clients
-        looks.append(arrivals.resume_if_due(machine.store, RoundKeys(name), found[0]))
-        looks.append(arrivals.resume_if_due(machine.store, RoundKeys(name), found[0], arrived[-1]))
+        looks.append(end_of_wait.resume_if_due(machine.store, RoundKeys(name), found[0]))
+        looks.append(
+            end_of_wait.resume_if_due(machine.store, RoundKeys(name), found[0], arrived[-1])
+        )
         with pytest.raises(RoundStateError, match="lasts for its timeout, whoever has answered"):
             close_round(machine.stack, RoundKeys(name))
         aggregate(name)

@@ -16,7 +16,7 @@ from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.manifest_json import failed_manifest
-from gradshard_core.rounds.waiting import end_waiting
+from gradshard_core.rounds.waiting_record import end_waiting
 from gradshard_core.s3.store import S3Store
 
 

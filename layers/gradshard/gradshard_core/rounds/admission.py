@@ -21,7 +21,7 @@ from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.planning.masking import check_layout
 from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.rounds import arrivals
+from gradshard_core.rounds import arrivals, rejections
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.header_survey import Facts, Surveyed
@@ -146,7 +146,7 @@ def admit(
         return runs[layout].moved(data_offset)
 
     told = keys if spec.inbox is None else None
-    arrivals.reject_all(store, bad, lambda client: told or address_of(client).keys)
+    rejections.reject_all(store, bad, lambda client: told or address_of(client).keys)
     contributors = tuple(
         _contributor(spec, update, runs_at(update.layout, update.data_offset), address_of)
         for update in updates.values()

@@ -16,7 +16,7 @@ from gradshard_core.records.training_state import (
     read_state,
     read_training_spec,
 )
-from gradshard_core.rounds import arrivals
+from gradshard_core.rounds import arrivals, end_of_wait, rejections
 from gradshard_core.rounds.arrivals import Found, Update
 from gradshard_core.rounds.buffered_round import planned
 from gradshard_core.rounds.layout_vote import difference
@@ -60,11 +60,11 @@ def collect_buffered_update(
     if reason is not None:
         update = Rejection(client, f"{keys.update(client)}: {reason}", etag)
     if isinstance(update, Rejection):
-        replaced_by = arrivals.reject_arrival(store, keys, update)
+        replaced_by = rejections.reject_arrival(store, keys, update)
         if replaced_by:
             return collect_buffered_update(store, inbox, client, replaced_by)
         return outcome | {"status": "rejected", "reason": update.reason}
-    arrivals.withdraw_rejection(store, keys, client, update.source.etag if update else etag)
+    rejections.withdraw_rejection(store, keys, client, update.source.etag if update else etag)
     if update is not None and isinstance(update.header.layout, EncodedLayout):
         outcome |= {"codec": update.header.layout.codec}
     return outcome | {"status": "accepted", "resumed": _resume(store, state)}
@@ -99,7 +99,7 @@ def _too_late(
         f"{keys.update(client)}: an earlier update of this client from the same version counts; "
         "train the current version"
     )
-    arrivals.reject(store, keys, Rejection(client, reason, etag, late=True))
+    rejections.reject(store, keys, Rejection(client, reason, etag, late=True))
     return {"status": "ignored", "reason": reason, "late": True}
 
 
@@ -158,4 +158,4 @@ def _resume(store: S3Store, state: TrainingState) -> bool:
     opened = read_spec(store, round_)
     if opened is None or store.head(round_.plan) is not None:
         return False
-    return arrivals.resume_if_due(store, round_, opened[0])
+    return end_of_wait.resume_if_due(store, round_, opened[0])

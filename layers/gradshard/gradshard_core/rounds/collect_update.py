@@ -16,14 +16,13 @@ from gradshard_core.formats.keys import (
     parse_inbox_id,
     parse_update_key,
 )
-from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import arrivals, waiting
+from gradshard_core.rounds import arrivals, end_of_wait, rejections, waiting_record
 from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
-from gradshard_core.rounds.waiting import Seen, Waiting
+from gradshard_core.rounds.waiting_record import Seen, Waiting
 from gradshard_core.s3.store import S3Store
 
 
@@ -40,7 +39,7 @@ def deadline_passed(store: S3Store, round_id: str, tokens: Sequence[str] = ()) -
     keys = RoundKeys(round_id)
     # An eager round that is aggregating a stage reads this before it waits again.
     store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
-    resumed = waiting.resume(store, keys, waiting.DEADLINE, tokens)
+    resumed = waiting_record.resume(store, keys, waiting_record.DEADLINE, tokens)
     return {"round": round_id, "resumed": resumed}
 
 
@@ -77,7 +76,7 @@ def collect_update(store: S3Store, key: str, etag: str, seen: Seen | None = None
     if keys is None:
         return {"status": "ignored", "reason": f"{key}: there is no such round"}
     inbox = parse_inbox_id(keys.round_id)
-    waits = waiting.read_waiting(store, keys) if inbox is None else None
+    waits = waiting_record.read_waiting(store, keys) if inbox is None else None
     if waits is not None:
         return _collect(store, keys, waits.spec, client, etag, waits=waits, seen=seen)
     opened = read_spec(store, keys)
@@ -92,7 +91,7 @@ def collect_update(store: S3Store, key: str, etag: str, seen: Seen | None = None
     is_late = plan is not None and not spec.awaits(client, plan.stage.awaited)
     if is_late or ended is not None:
         outcome = {"round": keys.round_id, "client": client}
-        return outcome | _too_late(store, keys, client, etag, plan, ended)
+        return outcome | rejections.reject_late(store, keys, client, etag, plan, ended)
     return _collect(store, keys, spec, client, etag, waits=None, seen=seen)
 
 
@@ -114,9 +113,9 @@ def _collect(
     else:
         update = Rejection(client, f"{key}: client {client!r} is not expected in this round", etag)
     if isinstance(update, Rejection):
-        if waiting.waits_once(spec) and not (waits and waits.has_rejections):
-            waiting.note_rejection(store, keys)  # before it is there to be taken back
-        replaced_by = arrivals.reject_arrival(store, keys, update)
+        if waiting_record.waits_once(spec) and not (waits and waits.has_rejections):
+            waiting_record.note_rejection(store, keys)  # before it is there to be taken back
+        replaced_by = rejections.reject_arrival(store, keys, update)
         if replaced_by:
             return collect_update(store, key, replaced_by, seen)
         outcome |= {"status": "rejected", "reason": update.reason}
@@ -124,11 +123,11 @@ def _collect(
         if waits is None or waits.has_rejections:
             # Compare with the newest version: the event may be late, and its upload replaced.
             there = etag if update is None else update.source.etag.strip('"')
-            arrivals.withdraw_rejection(store, keys, client, there)
+            rejections.withdraw_rejection(store, keys, client, there)
         outcome |= {"status": "accepted"}
         if update is not None and isinstance(update.header.layout, EncodedLayout):
             outcome |= {"codec": update.header.layout.codec}
-    return outcome | {"resumed": arrivals.resume_if_due(store, keys, spec, client, seen)}
+    return outcome | {"resumed": end_of_wait.resume_if_due(store, keys, spec, client, seen)}
 
 
 def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
@@ -136,40 +135,5 @@ def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:
     plan = read_plan(store, keys)
     # An answer that was not asked for would end the wait for updates.
     is_due = plan is not None and plan.awaits_keeper
-    resumed = is_due and waiting.resume(store, keys, waiting.COMPLETE)
+    resumed = is_due and waiting_record.resume(store, keys, waiting_record.COMPLETE)
     return {"round": keys.round_id, "answered": True, "resumed": resumed}
-
-
-def _too_late(
-    store: S3Store,
-    keys: RoundKeys,
-    client: str,
-    etag: str,
-    plan: Plan | None,
-    ended: dict[str, Any] | None,
-) -> dict[str, Any]:
-    """Reject an upload that came after planning; ignore the late event of an earlier upload."""
-    if plan is not None:
-        counted = plan.contributor(client)
-        planned = (counted.source.etag if counted else _rejected(plan, client)).strip('"')
-        newest = store.head(keys.update(client))
-        # The event may also be the late one of an upload that was replaced before planning.
-        if planned and planned in {etag, newest.etag.strip('"') if newest else ""}:
-            arrivals.withdraw_rejection(store, keys, client, planned)
-            return {"status": "ignored", "reason": "planned already"}
-        which = (
-            "the version uploaded before is the one that counts"
-            if counted
-            else "the client takes no part in this round"
-        )
-        reason = f"{keys.update(client)}: uploaded after the round was planned; {which}"
-    else:
-        status = ended["status"] if ended else ""
-        reason = f"{keys.update(client)}: the round has ended ({status}); this upload was ignored"
-    arrivals.reject(store, keys, Rejection(client, reason, etag, late=True))
-    return {"status": "ignored", "reason": reason, "late": True}
-
-
-def _rejected(plan: Plan, client: str) -> str:
-    """Return the ETag of the update of a client that the plan leaves out; empty if it has none."""
-    return next((found.etag for found in plan.participants.rejected if found.client == client), "")

@@ -9,7 +9,7 @@ from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Level, Participants, Stage
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.rounds import admission, arrivals, waiting
+from gradshard_core.rounds import admission, end_of_wait, waiting_record
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
 
@@ -28,9 +28,9 @@ def divide_groups(
     awaited
         The groups that no stage has added yet.
     """
-    if context.request.reason == waiting.DEADLINE:
+    if context.request.reason == waiting_record.DEADLINE:
         return tuple(awaited), ()
-    ready = arrivals.ready_groups(context.spec, answered, awaited)
+    ready = end_of_wait.ready_groups(context.spec, answered, awaited)
     return tuple(ready), tuple(number for number in awaited if number not in ready)
 
 

@@ -24,7 +24,7 @@ from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan
 from gradshard_core.records.training_state import keeps_noise_key
-from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds import aws_callbacks, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
 from gradshard_core.rounds.measurement import Measured, left_out, summary
 from gradshard_core.s3.multipart_requests import Part
@@ -102,8 +102,8 @@ def finalize_round(
     if rejected:
         bad = {rejection.client for rejection in rejected}
         sources = {c.client: c.source.key for c in plan.contributors if c.client in bad}
-        arrivals.reject_all(
-            store, rejected, lambda client: arrivals.rejection_keys(keys, sources[client])
+        rejections.reject_all(
+            store, rejected, lambda client: rejections.rejection_keys(keys, sources[client])
         )
         written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
@@ -196,10 +196,10 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     if plan.computation.measured is not None:
         decision = read_decision(store, keys, plan.attempt)
         sources = {c.client: c.source.key for c in plan.participants.left_out}
-        arrivals.reject_all(
+        rejections.reject_all(
             store,
             left_out(plan, decision),
-            lambda client: arrivals.rejection_keys(keys, sources[client]),
+            lambda client: rejections.rejection_keys(keys, sources[client]),
         )
         measuring = {"measuring": summary(store, keys, plan, decision)}
     result, *made = (

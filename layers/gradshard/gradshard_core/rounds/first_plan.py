@@ -21,7 +21,7 @@ from gradshard_core.planning.plan_parts import (
     Stage,
 )
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.rounds import admission, arrivals, buffered_round, waiting
+from gradshard_core.rounds import admission, arrivals, buffered_round, rejections, waiting_record
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
@@ -80,7 +80,7 @@ def _known_to_have_answered(context: PlanContext) -> list[str] | None:
     spec = context.spec
     if isinstance(spec.clients, int) or spec.enough_clients or spec.updates_from or spec.eager:
         return None
-    if context.request.reason != waiting.COMPLETE or spec.expected > READ_AT_ONCE:
+    if context.request.reason != waiting_record.COMPLETE or spec.expected > READ_AT_ONCE:
         return None
     return sorted(spec.clients)
 
@@ -167,7 +167,7 @@ def _without_disordered(
         for c in disordered
     ]
     told = context.keys if context.spec.inbox is None else None
-    arrivals.reject_all(context.store, rejected, lambda client: told or addresses[client].keys)
+    rejections.reject_all(context.store, rejected, lambda client: told or addresses[client].keys)
     return admitted._replace(
         contributors=tuple(kept),
         rejected=(*admitted.rejected, *rejected),

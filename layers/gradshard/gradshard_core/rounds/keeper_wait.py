@@ -14,7 +14,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import admission, arrivals
+from gradshard_core.rounds import admission, rejections
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
@@ -133,7 +133,7 @@ def _without_bad(context: PlanContext, previous: Plan, refusal: Refusal) -> Plan
         Rejection(client, f"the mask keeper: {reason}", etags.get(client, ""))
         for client, reason in sorted(refusal.bad.items())
     )
-    arrivals.reject_all(context.store, rejected, lambda _: context.keys)
+    rejections.reject_all(context.store, rejected, lambda _: context.keys)
     remaining = Admission(
         tuple(c for c in previous.contributors if c.client not in refusal.bad),
         None,

@@ -27,7 +27,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import arrivals, aws_callbacks, keeper_wait, waiting
+from gradshard_core.rounds import aws_callbacks, end_of_wait, keeper_wait, waiting_record
 from gradshard_core.s3.store import S3Store
 
 
@@ -70,10 +70,10 @@ def open_round(
     except GradshardError as error:
         aws_callbacks.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "rejected", "reason": str(error)}
-    terms = spec if waiting.waits_once(spec) else None
-    tokens = waiting.keep_token(store, keys, token, terms)
+    terms = spec if waiting_record.waits_once(spec) else None
+    tokens = waiting_record.keep_token(store, keys, token, terms)
     if terms:
-        waiting.end_if_over(store, keys)  # the machine may have taken this call for dead
+        waiting_record.end_if_over(store, keys)  # the machine may have taken this call for dead
     plan = read_plan(store, keys) if spec.masked is not None else None
     if plan is not None:
         return _await_keeper(store, keys, spec, plan, tokens)
@@ -81,9 +81,9 @@ def open_round(
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.
     if spec.eager and store.head(keys.deadline) is not None:
-        resumed = waiting.resume(store, keys, waiting.DEADLINE)
+        resumed = waiting_record.resume(store, keys, waiting_record.DEADLINE)
     else:
-        resumed = arrivals.resume_if_due(store, keys, spec)
+        resumed = end_of_wait.resume_if_due(store, keys, spec)
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
@@ -138,7 +138,7 @@ def _await_keeper(
     aws_callbacks.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
     has_answered = keeper_wait.has_answered(store, keys, plan, spec)
-    is_resumed = has_answered and waiting.resume(store, keys, waiting.COMPLETE)
+    is_resumed = has_answered and waiting_record.resume(store, keys, waiting_record.COMPLETE)
     return {"round": keys.round_id, "status": "awaiting_keeper", "resumed": is_resumed}
 
 

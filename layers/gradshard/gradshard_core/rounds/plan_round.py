@@ -10,13 +10,13 @@ from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import piece_writer, read_plan
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds.arrivals import reject_overlooked
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
 from gradshard_core.rounds.keeper_wait import next_plan, send_request
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
+from gradshard_core.rounds.rejections import reject_overlooked
 from gradshard_core.rounds.replan import replan
-from gradshard_core.rounds.waiting import end_waiting, waits_once
+from gradshard_core.rounds.waiting_record import end_waiting, waits_once
 from gradshard_core.s3.store import S3Store
 
 

@@ -8,7 +8,7 @@ from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import list_uncounted
 from gradshard_core.records.training_state import ENDED, TrainingState
-from gradshard_core.rounds import arrivals
+from gradshard_core.rounds.rejections import reject_all
 from gradshard_core.s3.store import S3Store
 
 
@@ -71,14 +71,14 @@ def _reject(
     uncounted = list_uncounted(store, keys, following.counted, versions)
     for version in sorted({arrival.version for arrival in uncounted}):
         inbox = keys.inbox(version)
-        rejections = [
+        found = [
             Rejection(
                 a.client, f"{inbox.update(a.client)}: training {keys.name!r} {why}", a.entry.etag
             )
             for a in uncounted
             if a.version == version
         ]
-        arrivals.reject_all(store, rejections, partial(_same, inbox))
+        reject_all(store, found, partial(_same, inbox))
 
 
 def _same(inbox: RoundKeys, _client: str) -> RoundKeys:

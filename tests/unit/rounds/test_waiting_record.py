@@ -6,11 +6,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.rounds import aws_callbacks, plan_round, waiting
+from gradshard_core.errors import StoreError
+from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.records import model_registry
+from gradshard_core.rounds import aws_callbacks, plan_round, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.rounds.waiting import ROUNDS_SEEN, Seen
+from gradshard_core.rounds.waiting_record import ROUNDS_SEEN, Seen
 from tests import reference
+from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import OPENED, Machine
+
+KEYS = RoundKeys("r")
+TENSORS = StoredTensors(ObjectVersion("models/m/1.safetensors", "", "etag", 8), 0)
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -114,9 +121,9 @@ def test_a_good_update_takes_the_rejection_of_a_bad_one_back(
 def test_a_rejection_that_is_noted_too_late_has_no_round_wait(machine: Machine) -> None:
     """The function that notes it may be killed at once."""
     machine.open(clients=["a"])
-    waiting.end_waiting(machine.store, machine.keys)
-    waiting.note_rejection(machine.store, machine.keys)
-    assert waiting.read_waiting(machine.store, machine.keys) is None
+    waiting_record.end_waiting(machine.store, machine.keys)
+    waiting_record.note_rejection(machine.store, machine.keys)
+    assert waiting_record.read_waiting(machine.store, machine.keys) is None
 
 
 @pytest.mark.parametrize("junk", [b"{", b"[]", b"{}"])
@@ -214,7 +221,7 @@ def test_a_round_that_waits_again_keeps_no_terms_for_arrivals(machine: Machine) 
     terms: dict[str, Any] = {"topology": "grid", "fan_in": 2, "eager": True, "weights": "counts"}
     machine.open(clients=["a", "b"], layout=layout, **terms)
     assert machine.store.get_json(machine.keys.callback) == {"tokens": ["token"]}
-    assert waiting.read_waiting(machine.store, machine.keys) is None
+    assert waiting_record.read_waiting(machine.store, machine.keys) is None
 
 
 def test_a_part_that_a_task_has_sent_again_under_another_etag_is_completed(
@@ -247,3 +254,34 @@ def test_planning_lists_nothing_if_all_have_answered_and_misses_whose_update_is_
     assert [c["client"] for c in plan["contributors"]] == ["a"]
     assert [r["client"] for r in plan["rejected"]] == ["c"]
     assert plan["missing"] == ["b"]
+
+
+def test_the_newest_tokens_are_kept() -> None:
+    store = MemoryStore()
+    tokens = [f"token-{number}" for number in range(waiting_record.TOKENS_KEPT + 3)]
+    for token in tokens:
+        waiting_record.keep_token(store, KEYS, token)
+    assert store.get_json(KEYS.callback)["tokens"] == tokens[3:]
+
+
+class Contested(MemoryStore):
+    """A bucket in which no conditional write succeeds."""
+
+    def put_bytes(self, *_: Any, **__: Any) -> bool:
+        return False
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda store: waiting_record.keep_token(store, KEYS, "token"),
+        lambda store: model_registry.reserve(store, model_registry.Version("m", 1, TENSORS, "r1")),
+    ],
+    ids=["keep_token", "reserve"],
+)
+def test_a_write_that_is_rejected_each_time_ends_with_an_error(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[MemoryStore], object]
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    with pytest.raises(StoreError, match=r"16 conditional writes in a row were rejected, though"):
+        write(Contested())
