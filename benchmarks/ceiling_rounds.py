@@ -26,7 +26,7 @@ from gradshard_core.formats.masked_updates import (
 )
 from gradshard_core.planning import limits
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.masking import parse_masking
+from gradshard_core.planning.masking_options import parse_masking
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds.plan_context import PlanRequest

@@ -23,7 +23,7 @@ import numpy as np
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 from tests.unit.in_memory import Machine, Told, load
-from tests.unit.observability.test_emf import ENVIRONMENT
+from tests.unit.observability.test_embedded_metrics import ENVIRONMENT
 
 from gradshard import Federation
 from gradshard.client.model import Model

@@ -31,7 +31,7 @@ from gradshard_core.formats.layout import Layout, Span
 from gradshard_core.masking import sealing
 from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
-from gradshard_core.planning.masking import Agreement, parse_masking
+from gradshard_core.planning.masking_options import Agreement, parse_masking
 
 CLIENTS: Final = 20
 MIB: Final = 43

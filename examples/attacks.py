@@ -13,7 +13,7 @@ import numpy as np
 
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone, aggregate
-from gradshard_core.aggregation.robust_registry import parse_robust_rule
+from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.formats.layout import Layout
 from stragglers import data, network, program
 from stragglers.curves import Curve, Floats, Panel

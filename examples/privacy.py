@@ -26,7 +26,7 @@ from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.formats.layout import Layout
 from gradshard_core.masking.key_stream import KeyStream
-from gradshard_core.planning.masking import parse_masking
+from gradshard_core.planning.masking_options import parse_masking
 from stragglers import network, program
 from stragglers.curves import Curve, Floats, Panel
 

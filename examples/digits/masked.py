@@ -20,7 +20,7 @@ import plain_numpy
 from gradshard import Federation, Keeper, Mask
 from gradshard.client.mask import make_identity
 from gradshard.deployment import local_engine
-from gradshard_core.planning.masking import parse_masking
+from gradshard_core.planning.masking_options import parse_masking
 from plain_numpy import Array, Update
 from training import CLIENTS, FederatedTraining
 

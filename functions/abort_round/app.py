@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.s3.http_transport import function_store
 
@@ -14,7 +14,7 @@ def measures(event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float]
     return {"RoundsFailed": 1} if outcome["status"] == "failed" and "task" not in event else {}
 
 
-@emf.handler(measures)
+@embedded_metrics.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """End the round with its cause."""
     return abort_round(

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.s3.http_transport import function_store
 from gradshard_core.trainings.advance_training import advance_training
@@ -22,7 +22,7 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     return {counted[outcome["status"]]: 1} if outcome["status"] in counted else {}
 
 
-@emf.handler(measures)
+@embedded_metrics.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Take a training one step further."""
     return advance_training(

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.s3.task_client import TaskS3Client
@@ -24,7 +24,7 @@ def measures(_event: dict[str, Any], report: dict[str, Any]) -> dict[str, float]
     }
 
 
-@emf.handler(measures)
+@embedded_metrics.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of the plan."""
     return aggregate_shard(s3, event["round"], attempt=event["attempt"], task=Task(**event["task"]))

@@ -3,8 +3,8 @@
 import re
 from typing import Any
 
-from gradshard_core.formats.notifications import parse_notifications
-from gradshard_core.observability import emf
+from gradshard_core.formats.s3_notifications import parse_notifications
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.rounds.collect_update import collect_update, deadline_passed
 from gradshard_core.rounds.waiting_record import Seen
 from gradshard_core.s3.http_transport import function_store
@@ -25,7 +25,7 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     return counted | ({"UpdatesCompressed": 1} if "codec" in outcome else {})
 
 
-@emf.handler(measures)
+@embedded_metrics.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Take note of what happened, and let the round go on when it can."""
     if "deadline" in event:

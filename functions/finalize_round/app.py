@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.observability.log_fields import Context
 from gradshard_core.rounds.finalize_round import finalize_round, tell_machine
 from gradshard_core.s3.http_transport import function_store
@@ -19,12 +19,12 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     return {}
 
 
-@emf.handler(measures)
+@embedded_metrics.handler(measures)
 def handler(event: dict[str, Any], context: Context) -> dict[str, Any]:
     """End the round well, or have it planned again without those who were rejected."""
     outcome = finalize_round(store, event["round"], event.get("next_level"))
     if "rejected" in outcome:
-        emf.rejected(event, context, outcome["rejected"])
+        embedded_metrics.rejected(event, context, outcome["rejected"])
         # A state takes 256 KiB: of thousands of rejections, their number.
         outcome["rejected"] = len(outcome["rejected"])
     # Without a token when it is called by hand.

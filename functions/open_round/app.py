@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.rounds.keeper_wait import has_keeper
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.s3.http_transport import function_store
@@ -10,7 +10,7 @@ from gradshard_core.s3.http_transport import function_store
 store = function_store()
 
 
-@emf.handler()
+@embedded_metrics.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Open the round that an execution of the state machine stands for."""
     return open_round(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.s3.http_transport import function_store
 from gradshard_core.trainings.pause_training import pause_training
 
@@ -14,7 +14,7 @@ def measures(_event: dict[str, Any], outcome: dict[str, Any]) -> dict[str, float
     return {"TrainingsPaused": 1} if outcome["status"] == "paused" else {}
 
 
-@emf.handler(measures)
+@embedded_metrics.handler(measures)
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Pause a training, with its cause."""
     return pause_training(

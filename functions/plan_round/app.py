@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.rounds.keeper_wait import has_keeper
 from gradshard_core.rounds.plan_context import PlanRequest
@@ -19,7 +19,7 @@ aggregator = LambdaConfig(
 )
 
 
-@emf.handler()
+@embedded_metrics.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Plan the round, its next stage, or the round again without rejected contributors."""
     # Not told when it is called by hand.

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from gradshard_core.formats.notifications import parse_notifications
-from gradshard_core.observability import emf
+from gradshard_core.formats.s3_notifications import parse_notifications
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.s3.http_transport import HttpPresigner, function_store, function_transport
 from gradshard_core.trainings.write_notices import write_notices
 
@@ -11,7 +11,7 @@ store = function_store()
 signer = HttpPresigner(function_transport())
 
 
-@emf.handler()
+@embedded_metrics.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Write the notices of clients without AWS credentials."""
     outcome: dict[str, Any] = {}

@@ -10,7 +10,7 @@ from docs import tables
 
 from gradshard import Federation
 from gradshard.client.round_options import RoundOptions
-from gradshard_core.aggregation.robust_registry import ROBUST_RULES
+from gradshard_core.aggregation.robust_rules import ROBUST_RULES
 from gradshard_core.planning.round_spec import RoundSpec
 from tests.docs.pages import PAGES, ROOT
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard_core.formats.notifications import parse_notifications
+from gradshard_core.formats.s3_notifications import parse_notifications
 from tests import reference
 from tests.e2e import example_round
 from tests.e2e.deployed import Deployed

@@ -16,7 +16,7 @@ from gradshard.aws.client_store import ClientStore
 from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import WaitTimeoutError
-from gradshard_core.formats.notifications import parse_notifications
+from gradshard_core.formats.s3_notifications import parse_notifications
 from gradshard_core.rounds import aws_callbacks
 from tests import reference
 from tests.e2e.deployed import Deployed, until

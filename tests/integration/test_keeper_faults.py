@@ -19,14 +19,14 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
 from gradshard_core.keeper.request import Request, SealedSeed
-from gradshard_core.masking import enrolment, sealing
+from gradshard_core.masking import sealing, signing
 from gradshard_core.s3 import http_requests, streams
 from gradshard_core.s3.store import S3Store
 from tests import masked
 from tests.integration.conftest import bucket
 from tests.integration.proxy import Fault, Proxy, spoiling
 from tests.unit.in_memory import ROOT
-from tests.unit.observability.test_emf import Context
+from tests.unit.observability.test_embedded_metrics import Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
@@ -107,12 +107,12 @@ class Asked:
         self.seeds = [os.urandom(32) for _ in clients]
         contributors = []
         for client, seed in zip(clients, self.seeds, strict=True):
-            signing_key = enrolment.new_signing_key()
-            key = enrolment.verification_key(signing_key).hex()
+            signing_key = signing.new_signing_key()
+            key = signing.verification_key(signing_key).hex()
             own.put_json(client_key(client), {"client": client, "key": key})
             context = sealing.SealContext(self.name, client, roster_digest(clients), 2, encoding)
             sealed = sealing.seal(seed, sealing.public_key(private), context, os.urandom(32))
-            signature = enrolment.sign(signing_key, sealed, context)
+            signature = signing.sign(signing_key, sealed, context)
             contributors.append(SealedSeed(client, sealed.hex(), signature.hex()))
         self.request = Request(self.name, clients, 2, encoding, tuple(contributors))
         own.put_json(self.request.key, self.request.to_json())

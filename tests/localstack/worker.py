@@ -56,7 +56,7 @@ def round_of(event: dict[str, Any]) -> str:
     if "round" in event:
         return str(event["round"])
     # Not where LocalStack runs, which imports this module too.
-    from gradshard_core.formats.notifications import parse_notifications
+    from gradshard_core.formats.s3_notifications import parse_notifications
 
     found = parse_notifications(event)
     return found[0].key.split("/")[1] if found else ""

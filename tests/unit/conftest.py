@@ -11,7 +11,7 @@ from pytest_socket import disable_socket
 
 from gradshard_core.rounds import aws_callbacks, aws_json
 from tests.unit.in_memory import Machine, Told, load
-from tests.unit.observability.test_emf import ENVIRONMENT
+from tests.unit.observability.test_embedded_metrics import ENVIRONMENT
 
 if TYPE_CHECKING:
     from tests.unit.keeper_in_memory import Keeper

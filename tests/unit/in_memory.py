@@ -18,7 +18,7 @@ from tests import reference
 from tests.notifications import uploaded
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore, MemoryWire
-from tests.unit.observability.test_emf import Context
+from tests.unit.observability.test_embedded_metrics import Context
 
 ROOT = Path(__file__).parents[2]
 DEFINITION: dict[str, Any] = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())

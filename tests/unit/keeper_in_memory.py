@@ -7,11 +7,11 @@ from types import ModuleType
 from typing import Any
 
 from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
-from gradshard_core.masking import enrolment, sealing
+from gradshard_core.masking import sealing, signing
 from tests import masked, reference
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.in_memory import OPENED, ROOT, Machine
-from tests.unit.observability.test_emf import Context
+from tests.unit.observability.test_embedded_metrics import Context
 
 Update = Mapping[str, reference.Array]
 
@@ -47,8 +47,8 @@ class Keeper:
 
     def enrol(self, clients: Sequence[str]) -> None:
         for client in clients:
-            self.signing_keys[client] = enrolment.new_signing_key()
-            key = enrolment.verification_key(self.signing_keys[client]).hex()
+            self.signing_keys[client] = signing.new_signing_key()
+            key = signing.verification_key(self.signing_keys[client]).hex()
             self.store.put_json(client_key(client), {"client": client, "key": key})
 
     def load(self, function: str) -> ModuleType:
@@ -111,7 +111,7 @@ class MaskedRound:
     def submit(
         self, client: str, update: Update, samples: int, seed: bytes, /, **changes: Any
     ) -> bytes:
-        key = self.keeper.signing_keys.get(client) or enrolment.new_signing_key()
+        key = self.keeper.signing_keys.get(client) or signing.new_signing_key()
         key = changes.pop("signing_key", key)
         info = self.info(client, **changes)
         body = masked.masked_update(self.terms, update, samples, seed, key, info)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.federation import Federation
-from gradshard_core.aggregation.robust_registry import parse_robust_rule
+from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.errors import SpecError, UpdateError
 from tests.unit.fakes import MemoryStack, MemoryStore
 

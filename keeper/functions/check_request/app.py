@@ -4,14 +4,14 @@ import os
 from typing import Any
 
 from gradshard_core.keeper.check_request import check_request
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.s3.http_transport import function_store
 
 store = function_store()
 answers = function_store("GRADSHARD_AGGREGATOR_BUCKET")
 
 
-@emf.handler()
+@embedded_metrics.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Check the request, and record the decision."""
     least = int(os.environ["GRADSHARD_LEAST_CLIENTS"])

@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from gradshard_core.keeper.sum_masks import sum_masks
-from gradshard_core.observability import emf
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.s3.http_transport import function_store
 from gradshard_core.s3.task_client import TaskS3Client
 
@@ -14,7 +14,7 @@ s3 = TaskS3Client(
 )
 
 
-@emf.handler()
+@embedded_metrics.handler()
 def handler(event: dict[str, Any], _context: object) -> dict[str, Any]:
     """Do one task of an answer."""
     return sum_masks(store, s3, event["round"], event["task"]["number"])

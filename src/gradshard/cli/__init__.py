@@ -4,7 +4,7 @@ from typing import Final
 
 import click
 
-from gradshard.cli.group import Lazy, LazyCommands
+from gradshard.cli.command_groups import Lazy, LazyCommands
 
 SECTIONS: Final = {
     "Rounds": [

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gradshard.cli.option_types import WholeNumberType
 from gradshard.cli.options import Command, option, with_options
-from gradshard.cli.values import WholeNumberType
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 

@@ -6,6 +6,7 @@ import click
 
 from gradshard.cli.options import debuggable
 from gradshard.deployment import deploy as deploying
+from gradshard.deployment.stack_names import STACK
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -26,7 +27,7 @@ def deploy(options: tuple[str, ...], keeper: bool) -> None:
     click.echo(f"\nstack {stack} is deployed to {region}")
     for name, value in deployed.variables.items():
         click.echo(f"  export {name}={shlex.quote(value)}")
-    named = "" if stack == deploying.DEFAULT_STACK else f" --stack {stack}"
+    named = "" if stack == STACK else f" --stack {stack}"
     if keeper:
         click.echo(f"make its key:  gradshard keeper key --stack {stack}")
     else:

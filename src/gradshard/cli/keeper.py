@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradshard.cli.group import Commands
+from gradshard.cli.command_groups import Commands
 from gradshard.cli.options import connected, debuggable, json_option, quiet_option
 from gradshard.cli.output import confirm, print_json
+from gradshard.deployment.stack_names import KEEPER_STACK
 from gradshard.utils.text import escape_terminal
 
 if TYPE_CHECKING:
     from gradshard.client.keeper import Keeper
-
-KEEPER_STACK = "gradshard-keeper"
 
 
 @click.group(cls=Commands, invoke_without_command=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from gradshard.cli.group import Commands
+from gradshard.cli.command_groups import Commands
 from gradshard.cli.options import debuggable, json_option, port_option, quiet_option
 from gradshard.cli.output import confirm, print_json
 from gradshard.cli.progress import waiting

@@ -8,7 +8,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from gradshard.cli.group import Commands
+from gradshard.cli.command_groups import Commands
+from gradshard.cli.option_types import WholeNumberType
 from gradshard.cli.options import (
     connected,
     json_option,
@@ -20,7 +21,6 @@ from gradshard.cli.options import (
 from gradshard.cli.output import cell, confirm, confirm_file, print_json
 from gradshard.cli.progress import progress_bar
 from gradshard.cli.ticket import load
-from gradshard.cli.values import WholeNumberType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.formats.keys import DEFAULT_MODEL
 

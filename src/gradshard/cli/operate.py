@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from gradshard.cli.option_types import WholeNumberType
 from gradshard.cli.options import connected, json_option, option, quiet_option
 from gradshard.cli.output import cell, confirm, print_json
 from gradshard.cli.progress import waiting
 from gradshard.cli.show import STATE_STYLES, expected
-from gradshard.cli.values import WholeNumberType
 from gradshard.client.operations import STATES, LogLine
 from gradshard.utils.text import escape_terminal, pluralize
 from gradshard_core.errors import RoundStateError

@@ -8,13 +8,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from gradshard.cli.group import DEBUG
+from gradshard.cli.command_groups import DEBUG
+from gradshard.cli.option_types import DurationType, WholeNumberType, format_seconds
 from gradshard.cli.output import QUIET
-from gradshard.cli.values import DurationType, WholeNumberType, format_seconds
+from gradshard.deployment.stack_names import STACK
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-DEFAULT_STACK: Final = "gradshard"
 DEFAULT_PORT: Final = 4566
 """The port of :mod:`gradshard.deployment.engine`, repeated because that loads slowly."""
 
@@ -126,7 +126,7 @@ def _log_requests() -> None:
 
 def connected(
     command: Command,
-    default_stack: str = DEFAULT_STACK,
+    default_stack: str = STACK,
     loads: Callable[..., Any] | None = None,
 ) -> Command:
     """Add the options that name the application; the command gets them as ``federation``.

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import click
 
+from gradshard.cli.option_types import DurationType, JsonType, NumberType, format_seconds
 from gradshard.cli.options import Command, option, with_options
-from gradshard.cli.values import DurationType, JsonType, NumberType, format_seconds
 from gradshard_core.planning.option_kinds import (
     REQUIRED,
     Choice,

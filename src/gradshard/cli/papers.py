@@ -2,7 +2,7 @@
 
 import click
 
-from gradshard.cli.group import Lazy, LazyCommands
+from gradshard.cli.command_groups import Lazy, LazyCommands
 
 SECTIONS = {
     "Commands": [

@@ -10,10 +10,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from gradshard.cli.option_types import DurationType, SizeType, WholeNumberType
 from gradshard.cli.options import debuggable, json_option, option
 from gradshard.cli.output import WIDE, cell, print_json
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE
-from gradshard.cli.values import DurationType, SizeType, WholeNumberType
 from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import Comparison
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting

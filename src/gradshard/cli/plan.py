@@ -6,8 +6,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from gradshard.cli.option_types import SizeType, WholeNumberType
 from gradshard.cli.options import (
-    DEFAULT_STACK,
     connect,
     debuggable,
     json_option,
@@ -17,14 +17,14 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import cell, dollars, print_json
-from gradshard.cli.values import SizeType, WholeNumberType
 from gradshard.client.keeper_cost import KeeperCost
+from gradshard.deployment.stack_names import STACK
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import aws_prices, large_rounds, limits, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.masking import check_unused
+from gradshard_core.planning.masking_options import check_unused
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.projection import Projection
 from gradshard_core.planning.round_spec_parsing import parse_spec
@@ -141,7 +141,7 @@ def plan(
     outputs = None
     if stack or local:
         outputs = connect(
-            stack or DEFAULT_STACK, region=region, profile=profile, local=local, port=port
+            stack or STACK, region=region, profile=profile, local=local, port=port
         ).stack
     aggregator = _aggregator_of(outputs, memory, architecture)
     choice, notes = planner.choose(

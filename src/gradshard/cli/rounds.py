@@ -9,6 +9,7 @@ import click
 
 from gradshard.cli.codec_options import codec_options, compression_of
 from gradshard.cli.mask_options import mask_of, mask_options
+from gradshard.cli.option_types import DurationType
 from gradshard.cli.options import (
     connected,
     json_option,
@@ -21,7 +22,6 @@ from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import confirm, confirm_file, print_json
 from gradshard.cli.progress import progress_bar, waiting
 from gradshard.cli.ticket import load, named
-from gradshard.cli.values import DurationType
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT
 

@@ -16,7 +16,7 @@ from gradshard.cli.ticket import load, named
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import shorten
-from gradshard_core.records.decision import sample_in_words, verdict_on
+from gradshard_core.records.robust_decision import sample_in_words, verdict_on
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
@@ -39,7 +39,7 @@ def show(federation: "Federation", name: str | None, ticket: Path | None, as_jso
     round has ended, and whether the update of the client was averaged or rejected.
     """
     # It loads botocore, which help and wrong usage do not need. `Round` would load numpy, too.
-    from gradshard.client.status import read_status
+    from gradshard.client.round_status import read_status
 
     if ticket:
         status, paragraphs = load(ticket, name).status(), _part

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradshard.cli.option_types import SizeType
 from gradshard.cli.options import (
     connected,
     expires_option,
@@ -14,7 +15,6 @@ from gradshard.cli.options import (
     quiet_option,
 )
 from gradshard.cli.output import confirm, print_json
-from gradshard.cli.values import SizeType
 from gradshard.utils.text import escape_terminal, format_size
 from gradshard_core.errors import TicketError
 

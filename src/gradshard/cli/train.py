@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from gradshard.cli.group import Commands
+from gradshard.cli.command_groups import Commands
 from gradshard.cli.options import (
     Command,
     connected,

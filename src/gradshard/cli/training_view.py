@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gradshard.cli.output import cell
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
-from gradshard_core.formats.metrics import most_frequent
+from gradshard_core.formats.client_metrics import most_frequent
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import UncountedUpdate
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState

@@ -19,7 +19,7 @@ from gradshard.cli.ticket import load, named
 from gradshard.client.federation import Federation
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.round_eta import bytes_read, pace
-from gradshard.client.status import AGGREGATING, AWAITING, StatusPoller
+from gradshard.client.round_status import AGGREGATING, AWAITING, StatusPoller
 from gradshard.utils.text import escape_terminal, format_duration, format_size, listed, pluralize
 
 REPORTS_PER_LOOK: Final = 32

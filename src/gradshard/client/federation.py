@@ -107,8 +107,8 @@ class Federation:
         RoundFailed
             The round could not be opened.
         """
-        from gradshard.client.opening import encode_spec, wait_until_open
         from gradshard.client.round import Round
+        from gradshard.client.round_opening import encode_spec, wait_until_open
         from gradshard.client.upload_source import layout_record
         from gradshard_core.planning.round_spec_parsing import parse_new_spec
         from gradshard_core.records.stored_spec import read_spec, with_room

@@ -8,6 +8,7 @@ from typing import Any
 from gradshard.client.mask import need_libraries
 from gradshard.client.stack import Stack
 from gradshard.deployment import engine
+from gradshard.deployment.stack_names import KEEPER_STACK
 from gradshard_core.errors import KeeperError
 from gradshard_core.keeper.records import CLIENTS, PRIVATE_KEY, KeeperKeys, client_key
 
@@ -27,7 +28,7 @@ class Keeper:
 
     def __init__(
         self,
-        stack: str = engine.KEEPER_STACK,
+        stack: str = KEEPER_STACK,
         *,
         region: str | None = None,
         profile: str | None = None,

@@ -24,7 +24,7 @@ from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import parse_header, parse_samples
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.formats.masked_updates import Share, elements_of, masked_layout
-from gradshard_core.planning.masking import Agreement, encoding_of
+from gradshard_core.planning.masking_options import Agreement, encoding_of
 from gradshard_core.units import MIB
 
 if TYPE_CHECKING:
@@ -113,12 +113,12 @@ class Mask:
         ``digest`` is the SHA-256 of the update's bytes, and ``scale`` the factor of its elements.
         """
         from gradshard.client.seed_derivation import derive
-        from gradshard_core.masking import enrolment, sealing
+        from gradshard_core.masking import sealing, signing
 
         key = self.key()
         seed, ephemeral = derive(key, digest, scale, keeper, context)
         sealed = sealing.seal(seed, keeper, context, ephemeral)
-        return _Sealed(seed, sealed, enrolment.sign(key, sealed, context))
+        return _Sealed(seed, sealed, signing.sign(key, sealed, context))
 
     def key(self) -> bytes:
         """Return the private key.
@@ -352,11 +352,11 @@ def make_identity(file: Path) -> str:
     Only its user may read the file.
     """
     need_libraries()
-    from gradshard_core.masking import enrolment
+    from gradshard_core.masking import signing
 
     with contextlib.suppress(FileExistsError), open_private(file, os.O_CREAT | os.O_EXCL) as made:
-        made.write(f"{enrolment.new_signing_key().hex()}\n".encode())
-    return enrolment.verification_key(read_identity(file)).hex()
+        made.write(f"{signing.new_signing_key().hex()}\n".encode())
+    return signing.verification_key(read_identity(file)).hex()
 
 
 def read_identity(file: Path) -> bytes:

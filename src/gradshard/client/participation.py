@@ -25,7 +25,7 @@ from gradshard_core.errors import (
     UnreadableObjectError,
     UpdateError,
 )
-from gradshard_core.formats.metrics import EVALUATION, check_metrics
+from gradshard_core.formats.client_metrics import EVALUATION, check_metrics
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 
 logger = logging.getLogger("gradshard")

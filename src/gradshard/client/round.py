@@ -11,10 +11,10 @@ from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.round_status import StatusPoller, read_status
 from gradshard.client.round_ticket import Ticket
 from gradshard.client.stack import Stack
-from gradshard.client.status import StatusPoller, read_status
-from gradshard.client.submission import (
+from gradshard.client.submission_checks import (
     check_expected,
     check_partial,
     check_whole,
@@ -40,7 +40,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.planning.masking import Agreement
+from gradshard_core.planning.masking_options import Agreement
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments

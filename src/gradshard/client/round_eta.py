@@ -49,7 +49,7 @@ def pace(
     Parameters
     ----------
     status
-        The result of :meth:`gradshard.client.status.StatusPoller.poll`.
+        The result of :meth:`gradshard.client.round_status.StatusPoller.poll`.
     tasks
         Task records of some of the finished tasks.
     now

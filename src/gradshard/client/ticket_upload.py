@@ -6,7 +6,7 @@ have succeeded although its answer was lost.
 
 from typing import IO, Any, Final
 
-from gradshard.client.presigned import Response
+from gradshard.client.presigned_requests import Response
 from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_parts import PartUrls, encode_completion, parse_part_list
 from gradshard.client.ticket_requests import TicketRequests

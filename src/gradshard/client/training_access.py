@@ -12,7 +12,7 @@ from gradshard.client.round import Round
 from gradshard.client.stack import Stack
 from gradshard.client.tensors import Array
 from gradshard.client.training import Training
-from gradshard_core.planning.masking import Agreement
+from gradshard_core.planning.masking_options import Agreement
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.training_state import Invitation, TrainingState

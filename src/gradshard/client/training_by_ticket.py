@@ -15,7 +15,7 @@ from gradshard.client.participation import (
     Train,
     participate,
 )
-from gradshard.client.presigned import Response
+from gradshard.client.presigned_requests import Response
 from gradshard.client.rejection_watch import OnRejection
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.round_ticket import ticket_of

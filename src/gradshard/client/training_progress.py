@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import StoreError, UpdateError
-from gradshard_core.formats import metrics
+from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header, parse_samples
 from gradshard_core.formats.keys import UPDATE_SUFFIX, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES
@@ -74,7 +74,7 @@ class ProgressReader:
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(lambda client: self._arrival(entries[client]), new)
             self._read |= dict(zip(new, found, strict=True))
-        means = metrics.average([(a.samples, a.metrics) for a in self._read.values()])
+        means = client_metrics.average([(a.samples, a.metrics) for a in self._read.values()])
         slow = tuple(c for c in self._invited if c not in self._read)
         return RoundProgress(dict(self._read), slow, means)
 
@@ -94,4 +94,4 @@ class ProgressReader:
         if end > len(data):
             return 1, {}
         header = parse_header(data[PREFIX_BYTES:end], source.nbytes)
-        return parse_samples(header.metadata), metrics.parse_metrics(header.metadata)
+        return parse_samples(header.metadata), client_metrics.parse_metrics(header.metadata)

@@ -19,6 +19,7 @@ from gradshard.client.tensors import pack
 from gradshard.utils.atomic_file import kind_of
 from gradshard_core.aggregation.arithmetic import first_nonfinite
 from gradshard_core.errors import UpdateError
+from gradshard_core.formats.client_metrics import encode_metrics
 from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import (
@@ -30,7 +31,6 @@ from gradshard_core.formats.headers import (
     parse_samples,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header, shorten
-from gradshard_core.formats.metrics import encode_metrics
 from gradshard_core.stragglers.training_report import report_metadata
 from gradshard_core.units import MIB
 
@@ -371,7 +371,7 @@ def content_of(
         The client's report of its training
         (:func:`gradshard_core.stragglers.training_report.report_metadata`).
     metrics
-        The client's metrics (:func:`gradshard_core.formats.metrics.encode_metrics`).
+        The client's metrics (:func:`gradshard_core.formats.client_metrics.encode_metrics`).
 
     Raises
     ------

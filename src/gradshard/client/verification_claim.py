@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, NamedTuple
 
-from gradshard.client.stated_round import NamedContributor, StatedRound
+from gradshard.client.round_provenance import NamedContributor, StatedRound
 from gradshard.client.verification_masked_claim import NOT_PROVED, read_masking
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
@@ -41,7 +41,7 @@ from gradshard_core.formats.keys import (
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
-from gradshard_core.planning.masking import Masking
+from gradshard_core.planning.masking_options import Masking
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from gradshard.client.stated_round import StatedRound
+from gradshard.client.round_provenance import StatedRound
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.masking import Masking, encoding_of
+from gradshard_core.planning.masking_options import Masking, encoding_of
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.s3.store import S3Store

@@ -15,6 +15,7 @@ from botocore.exceptions import BotoCoreError
 
 from gradshard.aws.boto_client import make_session
 from gradshard.deployment import application, user_config
+from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import DeployError
 from gradshard_core.planning import limits
 
@@ -22,7 +23,6 @@ ANSWERS: Final = "deploy.toml"
 KEEPER_ANSWERS: Final = "deploy-keeper.toml"
 """The files of the guide's answers, in the user's folder of settings."""
 
-DEFAULT_STACK: Final = "gradshard"
 KEEPER_ENVIRONMENT: Final = "keeper"
 """The table of `samconfig.toml` with the settings of the mask keeper's stack."""
 
@@ -239,9 +239,7 @@ def _deployed(config: Path, options: Options) -> Deployed:
         return options.value(option) or _saved(config, options, option[2:].replace("-", "_"))
 
     profile = named("--profile")
-    return Deployed(
-        named("--stack-name") or DEFAULT_STACK, named("--region") or _region(profile), profile
-    )
+    return Deployed(named("--stack-name") or STACK, named("--region") or _region(profile), profile)
 
 
 def _region(profile: str | None = None) -> str | None:

@@ -16,6 +16,7 @@ from botocore.session import Session
 
 from gradshard.aws.boto_client import connect, make_session
 from gradshard.deployment.engine_gate import read_credentials
+from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import EngineError
 from gradshard_core.s3.sigv4 import Credentials
 
@@ -23,10 +24,6 @@ DEFAULT_PORT: Final = 4566
 REGION: Final = "us-east-1"
 EPHEMERAL: Final = "ephemeral"
 """A file in an engine's folder: there if it keeps nothing."""
-
-STACK: Final = "gradshard"
-KEEPER_STACK: Final = "gradshard-keeper"
-"""The stacks' names, as in the application's `samconfig.toml`."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,6 @@ from botocore.config import Config
 from gradshard.aws.boto_client import connect
 from gradshard.deployment import application
 from gradshard.deployment.engine import (
-    KEEPER_STACK,
-    STACK,
     Engine,
     has_application,
     session,
@@ -22,6 +20,7 @@ from gradshard.deployment.engine import (
 )
 from gradshard.deployment.engine_build import Build, find_or_make_build
 from gradshard.deployment.engine_start_stop import child_environment, tail_of
+from gradshard.deployment.stack_names import KEEPER_STACK, STACK
 from gradshard_core.errors import EngineError
 
 Progress = Callable[[str], None]

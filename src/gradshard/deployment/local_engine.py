@@ -12,7 +12,6 @@ from gradshard.deployment import application
 from gradshard.deployment.engine import (
     DEFAULT_PORT,
     REGION,
-    STACK,
     Engine,
     elsewhere,
     find,
@@ -27,6 +26,7 @@ from gradshard.deployment.engine_application import (
     write_container_settings,
 )
 from gradshard.deployment.engine_start_stop import down, exclusive, free_port, is_ready, start
+from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import EngineError
 
 __all__ = [

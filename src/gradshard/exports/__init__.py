@@ -1,5 +1,5 @@
 """Exports of a training's metrics to other programs: MLflow and TensorBoard.
 
-``values`` reads them from the records; ``mlflow`` and ``tensorboard`` need the extras of those
-names. An export can be repeated, also while the training goes on: it adds what is new.
+``metric_values`` reads them from the records; ``mlflow`` and ``tensorboard`` need the extras of
+those names. An export can be repeated, also while the training goes on: it adds what is new.
 """

@@ -8,7 +8,7 @@ from typing import Any, Final
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 
-from gradshard.exports.values import Value, values_of
+from gradshard.exports.metric_values import Value, values_of
 from gradshard.utils.text import shortened
 from gradshard_core.records.training_state import ENDED
 

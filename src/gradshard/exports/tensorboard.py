@@ -9,7 +9,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from gradshard.exports.values import values_of
+from gradshard.exports.metric_values import values_of
 from gradshard.utils.atomic_file import atomic_file
 
 FILE: Final = "events.out.tfevents.0.gradshard"

@@ -28,7 +28,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.planning import limits
-from gradshard_core.planning.masking import (
+from gradshard_core.planning.masking_options import (
     LEAST_MASKED,
     Agreement,
     check_layout,

@@ -52,7 +52,7 @@ def facts_of(
     Parameters
     ----------
     status, plan
-        The results of :meth:`gradshard.client.status.StatusPoller.poll` and ``plan``.
+        The results of :meth:`gradshard.client.round_status.StatusPoller.poll` and ``plan``.
     tasks
         The tasks' records.
     partial_updates

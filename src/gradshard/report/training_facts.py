@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from gradshard.report.facts import Facts
+from gradshard_core.formats.client_metrics import most_frequent
 from gradshard_core.formats.keys import sender_of
-from gradshard_core.formats.metrics import most_frequent
 
 
 def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:

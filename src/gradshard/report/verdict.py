@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from gradshard.client.status import AGGREGATING
+from gradshard.client.round_status import AGGREGATING
 from gradshard.report.facts import Facts
 from gradshard.report.markup import Markup, joined, listed, named, separated, tag
 from gradshard.report.parts.part import shorten

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.aggregation import kernel, robust_by_element
 from gradshard_core.aggregation.kernel import NonFiniteSumError, Zone, aggregate
-from gradshard_core.aggregation.robust_registry import parse_robust_rule
+from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.layout import Layout
 from tests import reference

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation.robust_by_weight import Decision
-from gradshard_core.aggregation.robust_registry import ROBUST_RULES, parse_robust_rule
+from gradshard_core.aggregation.robust_rules import ROBUST_RULES, parse_robust_rule
 
 Matrix = npt.NDArray[np.float64]
 Oracle = Callable[[Matrix, Matrix, Mapping[str, Any]], Matrix]

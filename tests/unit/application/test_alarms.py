@@ -23,7 +23,7 @@ from tests.notifications import uploaded
 from tests.unit.application.test_template import ALARMS, RESOURCES, STACK, of_type, shown
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import OPENED, Machine
-from tests.unit.observability.test_emf import ENVIRONMENT, Context
+from tests.unit.observability.test_embedded_metrics import ENVIRONMENT, Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 

@@ -13,8 +13,8 @@ import pytest
 
 import gradshard
 from gradshard.client import federation
+from gradshard.client.round_status import StatusPoller
 from gradshard.client.stack import Stack
-from gradshard.client.status import StatusPoller
 from gradshard_core.errors import RoundNotFoundError
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStore

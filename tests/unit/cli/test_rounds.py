@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from gradshard.client import opening
+from gradshard.client import round_opening
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.client.test_federation import OPENED, execution
 from tests.unit.fakes import MemoryStack, MemoryStore
@@ -56,7 +56,7 @@ def test_a_round_that_is_opened_again_after_its_end_says_so(
 def test_a_round_with_the_layout_of_a_file(
     run: Run, stack: MemoryStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opening, "OPENING_SECONDS", 0.0)
+    monkeypatch.setattr(round_opening, "OPENING_SECONDS", 0.0)
     # Not an update: it says nothing of samples.
     save_file({"w": np.zeros((3, 2), "f4"), "b": np.zeros(2, "i8")}, tmp_path / "model")
     run("open", "r1", "--clients", 2, "--layout", tmp_path / "model")

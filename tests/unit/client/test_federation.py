@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradshard.client import opening
+from gradshard.client import round_opening
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
 from gradshard.client.stack import Execution
@@ -84,7 +84,7 @@ def plan_json(contributors: dict[str, str], **fields: Any) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "OPENING_SECONDS", 0.05)
+    monkeypatch.setattr(round_opening, "OPENING_SECONDS", 0.05)
     monkeypatch.setattr(polling, "FIRST_PAUSE_SECONDS", 0.01)
 
 
@@ -225,7 +225,7 @@ class TestOpening:
     def test_of_a_name_that_is_taken_by_nothing_to_be_seen(
         self, federation: Federation, stack: MemoryStack, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(opening, "OPENING_SECONDS", 0.01)
+        monkeypatch.setattr(round_opening, "OPENING_SECONDS", 0.01)
         monkeypatch.setattr(stack, "start", lambda *_: False)
         with pytest.raises(RoundExistsError, match="the name 'r1' is taken"):
             federation.open_round("r1", clients=["a", "b"], timeout=600)

@@ -18,7 +18,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.masking import sealing
 from gradshard_core.masking.sealing import SealContext
 from gradshard_core.planning import transfers
-from gradshard_core.planning.masking import Agreement, encoding_of
+from gradshard_core.planning.masking_options import Agreement, encoding_of
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from tests.unit.fakes import MemoryStack, MemoryStore

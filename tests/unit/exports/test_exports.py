@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.exports.values import values_of
+from gradshard.exports.metric_values import values_of
 from tests.unit.report_trainings import sample_status
 
 

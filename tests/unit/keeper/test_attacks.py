@@ -16,7 +16,7 @@ from tests.unit.fakes import MemoryWire
 from tests.unit.in_memory import Machine
 from tests.unit.keeper.test_keeper import sum_of
 from tests.unit.keeper_in_memory import Keeper, KilledError, MaskedRound
-from tests.unit.observability.test_emf import Context
+from tests.unit.observability.test_embedded_metrics import Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 

@@ -14,7 +14,7 @@ from tests import masked
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.in_memory import Machine
 from tests.unit.keeper_in_memory import Fate, Keeper, KilledError, MaskedRound, Mortal
-from tests.unit.observability.test_emf import Context
+from tests.unit.observability.test_embedded_metrics import Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 

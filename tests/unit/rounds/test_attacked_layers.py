@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.aggregation.robust_registry import parse_robust_rule
+from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs
 from gradshard_core.planning.grouping import layer_ranges

@@ -12,7 +12,7 @@ from gradshard.cli import show
 from gradshard.report.parts.decision import decision_part
 from gradshard.report.parts.part import Detail
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.records.decision import verdict_on
+from gradshard_core.records.robust_decision import verdict_on
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.aggregation.test_robust_by_weight import ORACLES, nearest_sums

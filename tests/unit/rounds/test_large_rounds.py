@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.model import Model
-from gradshard.client.status import StatusPoller
+from gradshard.client.round_status import StatusPoller
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.errors import (
@@ -34,7 +34,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.pricing import Lists
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
-from gradshard_core.records.decision import is_clipped, read_decision
+from gradshard_core.records.robust_decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.records.training_state import change_state
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals

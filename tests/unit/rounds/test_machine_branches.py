@@ -12,7 +12,7 @@ from gradshard_core.rounds import aws_callbacks, aws_json
 from gradshard_core.rounds.finalize_round import BRANCHES
 from tests.unit.in_memory import load
 from tests.unit.model_rounds import MemoryFederation
-from tests.unit.observability.test_emf import ENVIRONMENT
+from tests.unit.observability.test_embedded_metrics import ENVIRONMENT
 
 ROOT = Path(__file__).parents[3]
 STATES = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())["States"]

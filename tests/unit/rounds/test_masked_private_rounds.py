@@ -17,7 +17,7 @@ from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.planning.masking import Agreement, parse_masking
+from gradshard_core.planning.masking_options import Agreement, parse_masking
 from gradshard_core.planning.option_parsers import parse_layout
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.privacy_ledger import read_ledger

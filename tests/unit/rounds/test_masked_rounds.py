@@ -14,7 +14,7 @@ from gradshard.client.mask import MaskedContent
 from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.errors import KeeperError, SpecError, UpdateError
-from gradshard_core.planning.masking import Agreement, MaskingTerms
+from gradshard_core.planning.masking_options import Agreement, MaskingTerms
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.admission import QuorumError

@@ -13,10 +13,10 @@ import pytest
 
 from gradshard.client import participation
 from gradshard_core.errors import TrainingStateError
+from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.formats.metrics import MAX_KEPT
 from gradshard_core.planning import limits
 from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.records.stored_lists import read_expected

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.status import StatusPoller
+from gradshard.client.round_status import StatusPoller
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.trainings import advance_training as advancing
-from gradshard_core.trainings.inviting import training_round
+from gradshard_core.trainings.next_round import training_round
 from tests import reference
 from tests.unit.trainings.buffered import BufferedMachine, LostError
 from tests.unit.trainings.deaths import watch_deaths

@@ -128,7 +128,7 @@ def test_a_look_of_a_client_is_a_small_state_and_once_a_round_a_piece(
     """Of 30,000 members with the longest ids, all invited, and many of whom never answer."""
     members = [f"{number:064}" for number in range(30_000)]
     start_training(machine.store, "t", FIELDS, started=machine.now.isoformat())
-    listed = "gradshard_core.trainings.inviting.list_members"
+    listed = "gradshard_core.trainings.next_round.list_members"
     monkeypatch.setattr(listed, lambda *_: tuple(members))
     change_state(
         machine.store,

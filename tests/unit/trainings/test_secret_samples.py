@@ -9,7 +9,7 @@ import pytest
 
 from gradshard.client.operations import close_round
 from gradshard.client.privacy_accounting import privacy_in_words
-from gradshard.client.status import StatusPoller
+from gradshard.client.round_status import StatusPoller
 from gradshard.report.facts import facts_of
 from gradshard.report.verdict import outcome
 from gradshard_core.aggregation.noise import NoiseSource

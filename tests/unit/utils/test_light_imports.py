@@ -66,5 +66,5 @@ def test_tls_is_that_of_the_standard_library(tmp_path: Path) -> None:
 
 
 def test_showing_a_round_that_waits_loads_neither_numpy_nor_boto3(tmp_path: Path) -> None:
-    lines = "import gradshard.cli.show, gradshard.client.federation, gradshard.client.status"
+    lines = "import gradshard.cli.show, gradshard.client.federation, gradshard.client.round_status"
     assert not {"numpy", "boto3", "s3transfer"} & loaded(tmp_path, lines)

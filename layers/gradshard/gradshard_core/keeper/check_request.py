@@ -20,8 +20,8 @@ from gradshard_core.keeper.records import (
     seed_key,
 )
 from gradshard_core.keeper.request import Refusal, Request, SealedSeed
-from gradshard_core.masking.enrolment import verify
 from gradshard_core.masking.sealing import SealContext, SealError, unseal
+from gradshard_core.masking.signing import verify
 from gradshard_core.s3.store import S3Store
 
 READERS: Final = 16

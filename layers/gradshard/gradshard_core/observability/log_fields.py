@@ -1,6 +1,6 @@
 """The keys of the functions' log lines, and their metrics.
 
-:mod:`gradshard_core.observability.emf` writes them.
+:mod:`gradshard_core.observability.embedded_metrics` writes them.
 """
 
 import json
@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
 from gradshard_core.formats.keys import parse_renewal_key, parse_update_key
-from gradshard_core.formats.notifications import is_notification, parse_notifications
+from gradshard_core.formats.s3_notifications import is_notification, parse_notifications
 from gradshard_core.observability.memory import peak_memory_mb
 
 NAMESPACE: Final = "gradshard"

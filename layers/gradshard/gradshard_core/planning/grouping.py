@@ -14,7 +14,7 @@ from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS
 from gradshard_core.aggregation.ring_sum import ADDED
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.masking import MASKED
+from gradshard_core.planning.masking_options import MASKED
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Level
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.staleness import InboxSpec

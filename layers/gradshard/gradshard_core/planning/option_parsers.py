@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from gradshard_core.aggregation.robust_registry import (
+from gradshard_core.aggregation.robust_rules import (
     ROBUST_RULES,
     RobustRule,
     parse_robust_rule,

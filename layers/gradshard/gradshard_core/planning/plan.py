@@ -25,7 +25,7 @@ from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shard
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Span
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.planning.masking import MASKED, Masking
+from gradshard_core.planning.masking_options import MASKED, Masking
 from gradshard_core.planning.outputs import (
     NextModel,
     Output,

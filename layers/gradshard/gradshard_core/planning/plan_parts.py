@@ -12,7 +12,7 @@ from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.aggregation.privacy import (
     PrivacyMechanism,
 )
-from gradshard_core.aggregation.robust_registry import RobustRule
+from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header

@@ -13,7 +13,7 @@ from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES, STEPS, WEIGHTS
 from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
-from gradshard_core.aggregation.robust_registry import ROBUST_RULES, SIGN, RobustRule
+from gradshard_core.aggregation.robust_rules import ROBUST_RULES, SIGN, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     OPTIMIZERS,
     ServerOptimizer,
@@ -28,7 +28,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.formats.masked_updates import elements_of
 from gradshard_core.planning import limits
-from gradshard_core.planning.masking import (
+from gradshard_core.planning.masking_options import (
     MASKING_EXAMPLE,
     MaskingTerms,
     parse_masking,

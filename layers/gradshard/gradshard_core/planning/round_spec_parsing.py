@@ -9,7 +9,7 @@ from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
 from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.model_buffers import Stretches, is_in
 from gradshard_core.aggregation.privacy import LEAST_CLIENTS
-from gradshard_core.aggregation.robust_registry import LAYER_QUORUM, ROBUST_RULES, RobustRule
+from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
 )
@@ -18,7 +18,7 @@ from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.formats.list_pieces import Get, StoredList
-from gradshard_core.planning.masking import (
+from gradshard_core.planning.masking_options import (
     check_masked,
 )
 from gradshard_core.planning.option_kinds import (

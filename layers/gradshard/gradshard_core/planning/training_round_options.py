@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.masking import (
+from gradshard_core.planning.masking_options import (
     LEAST_MASKED,
     check_unused,
 )

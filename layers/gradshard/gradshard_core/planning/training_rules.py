@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.metrics import is_metric_name
+from gradshard_core.formats.client_metrics import is_metric_name
 
 Setting = float | str
 

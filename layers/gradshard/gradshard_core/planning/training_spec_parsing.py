@@ -9,7 +9,7 @@ from gradshard_core.aggregation.secret_draw import SecretSample
 from gradshard_core.aggregation.server_optimizers import LINEAR
 from gradshard_core.errors import SpecError
 from gradshard_core.planning.limits import PREFIX_GETS
-from gradshard_core.planning.masking import (
+from gradshard_core.planning.masking_options import (
     NOT_IN_MASKED_TRAININGS,
     NOT_MASKED,
 )

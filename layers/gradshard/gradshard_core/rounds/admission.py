@@ -18,7 +18,7 @@ from gradshard_core.formats.compressed_updates import (
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.formats.masked_updates import Share, masked_layout
-from gradshard_core.planning.masking import check_layout
+from gradshard_core.planning.masking_options import check_layout
 from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import arrivals, rejections

@@ -20,8 +20,8 @@ from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memor
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection, Task
-from gradshard_core.records.decision import read_decision, with_weights
 from gradshard_core.records.noise_key import read_noise_key
+from gradshard_core.records.robust_decision import read_decision, with_weights
 from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,

@@ -18,10 +18,10 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import write_assignments
-from gradshard_core.records.decision import read_decision
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
+from gradshard_core.records.robust_decision import read_decision
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks, rejections

@@ -18,7 +18,7 @@ from gradshard_core.errors import (
     UnreadableObjectError,
     UpdateError,
 )
-from gradshard_core.formats import metrics
+from gradshard_core.formats import client_metrics
 from gradshard_core.formats.compressed_updates import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
@@ -80,7 +80,7 @@ def survey(s3: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
     sent = {c.client: found for c, (_, found) in zip(contributors, read, strict=True)}
     if any(found != {} for found in sent.values()):
         keys = RoundKeys(plan.round_id)
-        s3.put_json(keys.surveyed_metrics(task.number), metrics.of_clients_to_json(sent))
+        s3.put_json(keys.surveyed_metrics(task.number), client_metrics.of_clients_to_json(sent))
     found = [[digest.hex() for digest in digests] for digests in layouts]
     return {"updates": entries, "layouts": found}
 
@@ -105,7 +105,9 @@ def read_survey(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[tuple[C
         yield from zip(plan.contributors[task.first : task.stop], read(task), strict=True)
 
 
-def _read(s3: TaskS3Client, source: ObjectVersion, *, reports: bool) -> tuple[Facts, metrics.Found]:
+def _read(
+    s3: TaskS3Client, source: ObjectVersion, *, reports: bool
+) -> tuple[Facts, client_metrics.Found]:
     try:
         data = s3.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
         end = PREFIX_BYTES + header_length(data, source.nbytes)
@@ -127,7 +129,7 @@ def _read(s3: TaskS3Client, source: ObjectVersion, *, reports: bool) -> tuple[Fa
         digests_of(header.layout),
         parse_report(samples, header.metadata) if reports else None,
     )
-    return surveyed, metrics.find(header.metadata)
+    return surveyed, client_metrics.find(header.metadata)
 
 
 def _entry(facts: Facts, layouts: dict[Digests, int]) -> Any:

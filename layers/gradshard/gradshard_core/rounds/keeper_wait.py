@@ -9,7 +9,7 @@ from gradshard_core.errors import KeeperError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.keeper.request import Refusal, Request, SealedSeed
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.masking import Masking
+from gradshard_core.planning.masking_options import Masking
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
 from gradshard_core.planning.round_spec import RoundSpec

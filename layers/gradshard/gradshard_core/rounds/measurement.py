@@ -15,13 +15,13 @@ from gradshard_core.aggregation.gram import WHOLE, ExactSum
 from gradshard_core.aggregation.gram_sample import Sample, relative_errors
 from gradshard_core.aggregation.privacy import PrivacyMechanism
 from gradshard_core.aggregation.robust_by_weight import Decision, Diagonal, Gram, norms_of
-from gradshard_core.aggregation.robust_registry import RobustRule
+from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import shorten
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Rejection
-from gradshard_core.records.decision import is_clipped, layers_left_out
+from gradshard_core.records.robust_decision import is_clipped, layers_left_out
 from gradshard_core.records.stored_lists import store_decided, stored
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store

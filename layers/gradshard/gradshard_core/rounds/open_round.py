@@ -10,7 +10,7 @@ from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.planning.masking import check_layout
+from gradshard_core.planning.masking_options import check_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import (

@@ -31,7 +31,7 @@ from gradshard_core.planning.grouping import (
     local_steps,
     weights_of,
 )
-from gradshard_core.planning.masking import with_masks
+from gradshard_core.planning.masking_options import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (

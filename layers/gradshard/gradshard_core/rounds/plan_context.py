@@ -7,7 +7,7 @@ from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.masking import Masking, encoding_of
+from gradshard_core.planning.masking_options import Masking, encoding_of
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from gradshard_core.aggregation.noise_tree import NoiseTree
+from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys, base_version, sender_of
-from gradshard_core.formats.metrics import MAX_KEPT
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.noise_key import delete_noise_key

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats import metrics
+from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, base_version
 from gradshard_core.formats.layout import PREFIX_BYTES
@@ -201,10 +201,10 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
             elif len(notes) < MAX_NOTES:
                 notes.append(f"metrics of {client} do not count: {found}")
 
-    return metrics.average(counting()), tuple(notes)
+    return client_metrics.average(counting()), tuple(notes)
 
 
-_Sent = tuple[str, int, metrics.Found]
+_Sent = tuple[str, int, client_metrics.Found]
 """A client, its samples and its metrics."""
 
 
@@ -228,7 +228,7 @@ def _read_all(store: S3Store, contributors: Sequence[Contributor]) -> Iterator[_
     """Read the metrics in the headers of updates."""
     one_at_a_time = threading.Lock()
 
-    def read(contributor: Contributor) -> metrics.Found:
+    def read(contributor: Contributor) -> client_metrics.Found:
         try:
             return _metrics(store, contributor.source, one_at_a_time)
         except UpdateError as error:
@@ -244,8 +244,10 @@ def _metrics(store: S3Store, source: ObjectVersion, lock: threading.Lock) -> dic
     first = store.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
     end = PREFIX_BYTES + header_length(first, source.nbytes)
     if end <= len(first):
-        return metrics.parse_metrics(parse_header(first[PREFIX_BYTES:end], source.nbytes).metadata)
+        return client_metrics.parse_metrics(
+            parse_header(first[PREFIX_BYTES:end], source.nbytes).metadata
+        )
     # Parsed, a header may take 150 MB, and the function has 256.
     with lock:
         header = store.get_range(source, PREFIX_BYTES, end)
-        return metrics.parse_metrics(parse_header(header, source.nbytes).metadata)
+        return client_metrics.parse_metrics(parse_header(header, source.nbytes).metadata)

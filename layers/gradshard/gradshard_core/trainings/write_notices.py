@@ -23,7 +23,7 @@ from gradshard_core.formats.keys import (
     parse_renewal_key,
 )
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.masking import Agreement
+from gradshard_core.planning.masking_options import Agreement
 from gradshard_core.planning.option_parsers import AssignmentSpec
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
@@ -45,7 +45,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.inviting import training_round
+from gradshard_core.trainings.next_round import training_round
 
 SECONDS: Final = 12 * 3600
 """For which URLs are signed: no session of a role lasts longer,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.client.status import StatusPoller
+from gradshard.client.round_status import StatusPoller
 from gradshard_core.errors import BrokenObjectError, UnreadableObjectError
 from gradshard_core.formats.keys import RoundKeys
 from tests.unit.client.test_federation import OPENED, SPEC, plan_json

@@ -7,7 +7,7 @@ import click
 import pytest
 
 from gradshard.cli import SECTIONS, main, papers
-from gradshard.cli.group import Commands, Lazy
+from gradshard.cli.command_groups import Commands, Lazy
 from gradshard_core.errors import RoundFailed, SpecError
 
 LAZY = [

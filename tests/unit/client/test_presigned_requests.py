@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.client.presigned import check_origin, is_url, origin_of
+from gradshard.client.presigned_requests import check_origin, is_url, origin_of
 from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_issuer import issue_ticket
 from gradshard.deployment import engine

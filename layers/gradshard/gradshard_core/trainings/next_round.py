@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from gradshard_core.formats import metrics
+from gradshard_core.formats import client_metrics
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.planning import training_cost
 from gradshard_core.planning.lambda_config import LambdaConfig
@@ -156,7 +156,7 @@ def evaluation_spec(spec: TrainingSpec, clients: Sequence[str], awaited: int) ->
         "min_clients": spec.round.get("min_clients") or awaited // 2 + 1,
         "timeout": spec.round.get("timeout"),
         # Stated, so that no majority of clients decides on it.
-        "layout": metrics.EVALUATION_LAYOUT,
+        "layout": client_metrics.EVALUATION_LAYOUT,
     }
     if awaited < len(clients):
         fields["enough_clients"] = awaited
