@@ -78,7 +78,7 @@ def _of_commands() -> Iterator[str]:
 def _of_command(name: str, command: click.Command) -> Iterator[str]:
     context = click.Context(command, info_name=name, terminal_width=1000)
     usage = " ".join([name, *command.collect_usage_pieces(context)])
-    yield f"```text\n{usage}\n```\n\n"
+    yield f"{command.get_short_help_str(200)}\n\n```text\n{usage}\n```\n\n"
     options = [p for p in command.params if isinstance(p, click.Option)]
     own = [o for o in options if not {*o.opts} & {*_WHERE, *_EVERYWHERE}]
     shared = [] if name == _OPEN else [o.opts[0] for o in own if _is_of_open(o)]
@@ -95,7 +95,7 @@ def _of_command(name: str, command: click.Command) -> Iterator[str]:
         yield f"Also {names}, as in [`{_OPEN}`](#gradshard-open).\n\n"
     if connected:
         which = "the application's options" if len(connected) > 1 else f"`{connected[0]}`"
-        yield f"Also [{which}](#which-application).\n\n"
+        yield f"Also [{which}](#the-application).\n\n"
 
 
 def _is_of_open(option: click.Option) -> bool:

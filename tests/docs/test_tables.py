@@ -42,10 +42,10 @@ def test_a_table_that_is_older_than_the_code_is_seen() -> None:
     assert "| `-o`, `--output` FILE |" in tables.filled(page)
 
 
-def test_every_command_is_described_under_its_name() -> None:
+def test_every_command_is_named_and_has_a_table_of_options() -> None:
     text = (ROOT / "docs" / "commands.md").read_text()
-    described = re.findall(r"^- `(gradshard .+?)` ", text, re.MULTILINE)
-    assert sorted(described) == sorted(tables.commands())
+    named = set(re.findall(r"`([a-z][a-z ]*)`", text))
+    assert {name.removeprefix("gradshard ") for name in tables.commands()} <= named
     headings = re.findall(r"^### (gradshard .+)$", tables.filled(text), re.MULTILINE)
     assert sorted(headings) == sorted(tables.commands())
 
