@@ -159,35 +159,23 @@ The total with the cheapest memory and M within the budget; arm64, *burst*:
 
 
 def _defaults_section() -> str:
-    blocks = [
-        f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
-        f"""
-At *burst*, tasks of {DEFAULT_MEMORY_MB} MB cost as much as tasks of {limits.MIN_MEMORY_MB} MB,
-within 2 %, and take up to 30 % less time. Half a minute instead of a minute costs up to 5 % more.
-On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more: if your first
-rounds take much longer than projected (`gradshard show`), deploy with
-`AggregatorMemory={limits.MIN_MEMORY_MB}`. Totals within a minute, arm64:
-""",
-    ]
-    sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB)
-    rows = [
-        (
-            model.name,
-            bandwidth.name,
-            *(
-                _dollars_and_seconds(
-                    SYSTEMS["shards"](
-                        model.nbytes, Setting(bandwidth=bandwidth, memory_mb=memory_mb)
-                    )
-                )
-                for memory_mb in sizes
-            ),
-        )
-        for model in (measurements.VGG16, measurements.SYNTHETIC_5GB)
-        for bandwidth in (BURST, PUBLISHED)
-    ]
-    blocks.append(format_table(("model", "bandwidth", *(f"{size} MB" for size in sizes)), rows))
-    return "\n\n".join(blocks)
+    slow = {
+        memory_mb: SYSTEMS["shards"](
+            measurements.SYNTHETIC_5GB.nbytes, Setting(bandwidth=PUBLISHED, memory_mb=memory_mb)
+        ).bill.total
+        for memory_mb in (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB)
+    }
+    return f"""
+## Why {DEFAULT_MEMORY_MB} MB and a minute
+
+- At *burst*, tasks of {DEFAULT_MEMORY_MB} MB cost as much as tasks of {limits.MIN_MEMORY_MB} MB,
+  within 2 %, and take up to 30 % less time.
+- Half a minute instead of a minute costs up to 5 % more.
+- On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more: for 5 GB
+  ${1000 * slow[DEFAULT_MEMORY_MB]:.2f} instead of ${1000 * slow[limits.MIN_MEMORY_MB]:.2f}. If your
+  first rounds take much longer than projected (`gradshard show`), deploy with
+  `AggregatorMemory={limits.MIN_MEMORY_MB}`.
+"""
 
 
 def _dollars_and_seconds(choice: Estimate | Projection) -> str:
