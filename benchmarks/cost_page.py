@@ -1,10 +1,10 @@
 """The sections of docs/cost.md, and its plots."""
 
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from benchmarks.cost_plots import Plot, Series
-from benchmarks.cost_text import PAPER, format_table, money
+from benchmarks.cost_text import PAPER, format_table
 from gradshard.papers import SYSTEMS, claims, measurements
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
@@ -34,8 +34,6 @@ def sections() -> tuple[str, ...]:
         _defaults_section(),
         _codecs_section(),
         _fees_section(),
-        _fan_out_section(),
-        _events_section(),
         _assumptions_section(),
     )
 
@@ -48,8 +46,7 @@ def _head() -> str:
 
 See what a round costs, and which settings change that. `gradshard plan` computes the price for
 your size and number of clients. All figures are computed from AWS's prices in us-east-1; nothing
-was measured on AWS. [Beside the published systems](../benchmarks/published.md) compares them with
-other systems.
+was measured on AWS. [Other systems](../benchmarks/published.md) have a page of their own.
 
 Dollars are per thousand rounds of {measurements.CLIENTS} clients that the round names.
 {_unnamed()}
@@ -64,8 +61,8 @@ def _unnamed() -> str:
     )
     more = pricing.US_EAST_1.s3(counted) - pricing.US_EAST_1.s3(named)
     return (
-        f"A round opened with their number alone costs ${1000 * more:.2f} more, since each arrival "
-        "lists the updates."
+        f"Rounds that are opened with the number of clients alone cost ${1000 * more:.2f} more, "
+        "because each arrival lists the updates."
     )
 
 
@@ -109,12 +106,13 @@ minute.
 
 {format_table(titles, rows)}
 
-*Lambda* is the tasks' GB-seconds. *S3 requests* are those of tasks and clients. *Fees* are Step
-Functions, the functions around the tasks, notifications, Lambda's fee per invocation, and cold
-starts ([in detail](#what-the-fees-are)). *On a slow network* is the total at the bandwidth that the
-paper of GradsSharding measured (*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s a
-function. The other columns assume what the planner assumes (*burst*):
-{speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after a burst.
+- *Lambda*: the tasks' GB-seconds.
+- *S3 requests*: those of tasks and clients.
+- *Fees*: [all else](#what-the-fees-are).
+- *On a slow network*: the total at the bandwidth that the paper of GradsSharding measured
+  (*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s per function. The other columns are at
+  the bandwidth that the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s
+  after a burst.
 
 ![Dollars against size](cost-size.svg)
 
@@ -130,8 +128,8 @@ def _choices_section() -> str:
 - Use arm64, the default: it is {100 * _discount():.0f} % cheaper per second than x86-64.
 - Choose [tasks' memory](#why-192-mb-and-a-minute): `AggregatorMemory`.
 - Send less: [compress](#savings-by-compression), or train in BF16. An update over
-  {transfers.SINGLE_PUT_BYTES // MIB} MiB is sent in parts, which are requests.
-- Keep objects for fewer days (`RetentionDays`). Storage is not in the figures.
+  {transfers.SINGLE_PUT_BYTES // MIB} MiB is sent in parts, and each part is a request.
+- Keep objects for fewer days: `RetentionDays`.
 """
 
 
@@ -140,55 +138,47 @@ def _discount() -> float:
     return 1 - prices["arm64"] / prices["x86_64"]
 
 
+SHOWN_BUDGETS: Final = (120.0, 60.0, 30.0, 15.0, 5.0)
+
+
 def _budget_section() -> str:
     models = (measurements.VGG16, measurements.SYNTHETIC_5GB)
     columns = [claims.budgets(model, BURST) for model in models]
     rows = [
         (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
         for budgets in zip(*columns, strict=True)
+        if budgets[0].time_budget in SHOWN_BUDGETS
     ]
     return f"""
 ## What a time budget costs
 
-The cheapest memory and M within the budget; arm64, total, at *burst*.
+The total with the cheapest memory and M within the budget; arm64, *burst*:
 
 {format_table(("time budget", *(model.name for model in models)), rows)}
 """
 
 
 def _defaults_section() -> str:
-    blocks = [
-        f"## Why {DEFAULT_MEMORY_MB} MB and a minute",
-        f"""
-At *burst*, tasks of {DEFAULT_MEMORY_MB} MB cost as much as tasks of {limits.MIN_MEMORY_MB} MB,
-within 2 %, and take up to 30 % less time. Half a minute instead of a minute costs up to 5 % more.
-On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more. If your first
-rounds take much longer than projected (`gradshard show`), deploy with
-`AggregatorMemory={limits.MIN_MEMORY_MB}`. Within a minute, arm64, *total*:
-""",
-    ]
-    sizes = (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB, 256)
-    rows = [
-        (
-            model.name,
-            bandwidth.name,
-            *(
-                _dollars_and_seconds(
-                    SYSTEMS["shards"](
-                        model.nbytes, Setting(bandwidth=bandwidth, memory_mb=memory_mb)
-                    )
-                )
-                for memory_mb in sizes
-            ),
-        )
-        for model in (measurements.VGG16, measurements.SYNTHETIC_5GB)
-        for bandwidth in (BURST, PUBLISHED)
-    ]
-    blocks.append(format_table(("model", "bandwidth", *(f"{size} MB" for size in sizes)), rows))
-    return "\n\n".join(blocks)
+    slow = {
+        memory_mb: SYSTEMS["shards"](
+            measurements.SYNTHETIC_5GB.nbytes, Setting(bandwidth=PUBLISHED, memory_mb=memory_mb)
+        ).bill.total
+        for memory_mb in (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB)
+    }
+    return f"""
+## Why {DEFAULT_MEMORY_MB} MB and a minute
+
+- At *burst*, tasks of {DEFAULT_MEMORY_MB} MB cost as much as tasks of {limits.MIN_MEMORY_MB} MB,
+  within 2 %, and take up to 30 % less time.
+- Half a minute instead of a minute costs up to 5 % more.
+- On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more: for 5 GB
+  ${1000 * slow[DEFAULT_MEMORY_MB]:.2f} instead of ${1000 * slow[limits.MIN_MEMORY_MB]:.2f}. If your
+  first rounds take much longer than projected (`gradshard show`), deploy with
+  `AggregatorMemory={limits.MIN_MEMORY_MB}`.
+"""
 
 
-def _dollars_and_seconds(choice: Estimate) -> str:
+def _dollars_and_seconds(choice: Estimate | Projection) -> str:
     return f"${1000 * choice.bill.total:.2f}: M={choice.shards}, {choice.seconds:.1f} s"
 
 
@@ -201,25 +191,18 @@ def _choice(choice: Estimate | None) -> str:
     )
 
 
-class Aim(NamedTuple):
-    """A round's price as it should be, with everything counted."""
-
-    model: measurements.Model
-    codec: str | None
-    bound: float
-
-
-AIMS: Final = (
-    Aim(measurements.RESNET18, None, 0.45e-3),
-    Aim(measurements.VGG16, None, 0.90e-3),
-    Aim(measurements.VGG16, "int8", 0.75e-3),
+FEES: Final = (
+    (measurements.RESNET18, None),
+    (measurements.VGG16, None),
+    (measurements.VGG16, "int8"),
 )
+"""Models, each with the codec of its updates, of which the page has the fees."""
 
 
 def _fees_section() -> str:
     rows = []
-    for aim in AIMS:
-        bill = _compressed_round(aim.model, aim.codec).bill
+    for model, codec in FEES:
+        bill = _compressed_round(model, codec).bill
         parts = (
             bill.step_functions,
             bill.round_ + bill.requests,
@@ -227,57 +210,56 @@ def _fees_section() -> str:
             bill.events,
             bill.starts,
             bill.lambda_ + bill.s3_aggregators,
+            bill.total,
         )
         rows.append(
             (
-                f"{aim.model.name}{f', `{aim.codec}`' if aim.codec else ''}",
+                f"{model.name}{f', `{codec}`' if codec else ''}",
                 *(f"{1000 * part:.2f}" for part in parts),
-                money(claims.Verdict(bill.total, aim.bound)),
-                f"{1000 * aim.bound:.2f}",
             )
         )
     titles = (
         *("model", "Step Functions", "functions around the tasks", "clients' requests"),
-        *("notifications", "cold starts", "tasks", "total", "aim"),
+        *("notifications", "cold starts", "tasks", "total"),
     )
+    vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
+    ways = claims.fan_outs(vgg16.task_seconds)
+    plain, deployed = (1000 * ways[place].dollars[-1] for place in (0, claims.AS_DEPLOYED))
     return f"""
 ## What the fees are
 
 {format_table(titles, rows)}
 
-A small round pays for {aws_prices.ROUND_TRANSITIONS} transitions of its own, for
-{aws_prices.LEVEL_TRANSITIONS} more and an Express execution of its level, for a PUT of each client,
-and for the objects that make every step repeatable
-([decision 9](decisions/0009-a-small-round-pays-for-little.md)).
+- **Step Functions**: {aws_prices.ROUND_TRANSITIONS} transitions of the round,
+  {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
+  {limits.INLINE_ITERATIONS} tasks
+  ([decision 9](decisions/0009-a-small-round-pays-for-little.md)). Starting
+  {claims.FAN_OUT_SHARDS[-1]} tasks of {vgg16.task_seconds:.0f} s costs ${deployed:.2f}; with a
+  Standard execution for each, it would be ${plain:.2f}
+  ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+- **Functions around the tasks**: their seconds, their requests to S3, and Lambda's fee per
+  invocation.
+- **Notifications**: S3 tells an SNS topic of each object that clients upload, and SNS calls
+  `collect_update`. SNS [charges](https://aws.amazon.com/sns/pricing/)
+  ${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages and nothing for the calls.
+  A round has {pricing.notifications(measurements.CLIENTS)} messages, and one event of EventBridge
+  when it ends.
 """
 
 
 def _codecs_section() -> str:
     models = (measurements.VGG16, measurements.GPT2_LARGE)
     rows = []
-    for model in models:
-        for codec in (None, *(name for name in CODECS if name != "fp8")):
-            projected = _compressed_round(model, codec)
-            rows.append(
-                (
-                    model.name,
-                    "F32" if codec is None else f"`{codec}`",
-                    str(projected.shards),
-                    f"{projected.seconds:.0f}",
-                    f"{1000 * projected.bill.total:.2f}",
-                )
-            )
-    published = " and ".join(f"${_published(model):.2f} for {model.name}" for model in models)
+    for codec in (None, *(name for name in CODECS if name != "fp8")):
+        rounds = [_compressed_round(model, codec) for model in models]
+        rows.append(("F32" if codec is None else f"`{codec}`", *map(_dollars_and_seconds, rounds)))
     return f"""
 ## Savings by compression
 
 All clients [compress their updates](compression.md); tasks of {DEFAULT_MEMORY_MB} MB, M for a
-minute, *burst*. `fp8` costs what `int8` costs, and `topk` keeps 1 %.
+minute, *burst*. `fp8` costs what `int8` costs, `topk` keeps 1 %, and clients download F32.
 
-{format_table(("model", "codec", "M", "seconds", "total"), rows)}
-
-The result that clients download is F32. GradsSharding's authors measured {published}, without
-fees.
+{format_table(("codec", *(model.name for model in models)), rows)}
 """
 
 
@@ -288,41 +270,6 @@ def _compressed_round(model: measurements.Model, codec: str | None) -> Projectio
     return planner.choose(load, claims.DEFAULT.setting.aggregator())[0]
 
 
-def _published(model: measurements.Model) -> float:
-    """Return what the paper measured for GradsSharding, in dollars per thousand rounds."""
-    return next(
-        cell.full_dollars
-        for cell in measurements.MEASUREMENTS
-        if (cell.model, cell.system) == (model, "gradssharding")
-    )
-
-
-def _fan_out_section() -> str:
-    seconds = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting).task_seconds
-    ways = claims.fan_outs(seconds)
-    plain, deployed = (1000 * ways[place].dollars[-1] for place in (0, claims.AS_DEPLOYED))
-    return f"""
-## What starting tasks costs
-
-To start {claims.FAN_OUT_SHARDS[-1]} tasks of {seconds:.0f} s, Step Functions charges
-${deployed:.2f}. With a Standard child for each task, it would charge ${plain:.2f}
-([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
-"""
-
-
-def _events_section() -> str:
-    vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
-    told = pricing.notifications(measurements.CLIENTS)
-    return f"""
-## Notifications
-
-S3 notifies an SNS topic of each object that clients upload, and SNS calls `collect_update`. SNS
-charges ${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages, and nothing for
-calling a function ([AWS](https://aws.amazon.com/sns/pricing/)). A round has {told} messages, and
-one event of EventBridge that it has ended: ${1000 * vgg16.bill.events:.3f} per thousand rounds.
-"""
-
-
 def _assumptions_section() -> str:
     return f"""
 ## What the figures assume
@@ -330,17 +277,16 @@ def _assumptions_section() -> str:
 - Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
   57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
   MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771).
-- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; a processor is
-  {limits.MB_PER_VCPU} MB. This and the bandwidth hold for every system.
+- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; {limits.MB_PER_VCPU} MB have
+  one processor. This and the bandwidth hold for every system.
 - Each function of a round starts cold once, which [Lambda bills]({INIT_BILLED}):
   {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and {speeds.TASK_INIT_CPU_SECONDS:g}
   (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of imports (measured). *Seconds* are
   those of warm functions.
 - Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
   deadline's schedule ($0.001 per thousand rounds).
-- The arrivals of a round come to one warm function, one after another, which remembers whom it
-  has seen. If each came to another function, a thousand rounds would cost ${1000 * _apart():.3f}
-  more.
+- One warm function handles all arrivals of a round, and remembers whom it has seen. If another
+  function handled each, a thousand rounds would cost ${1000 * _apart():.3f} more.
 - All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
   are within 64 KiB, and nothing is retried.
 """

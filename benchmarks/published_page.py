@@ -394,7 +394,7 @@ for the same minute, and each shard costs reads.
 For VGG-16 the other charges decide: ${1000 * fixed:.2f} at *burst*, with a bound of
 ${1000 * claims.ROUND_CLAIMS[0].bound:.2f}. State transitions alone cost
 ${1000 * transitions * aws_prices.DOLLARS_PER_TRANSITION:.2f}, messages
-${1000 * vgg16.bill.events:.2f} ([who sends them](../docs/cost.md#notifications)) and cold
+${1000 * vgg16.bill.events:.2f} ([who sends them](../docs/cost.md#what-the-fees-are)) and cold
 starts ${1000 * vgg16.bill.starts:.2f}.
 
 The bounds come from published numbers with one PUT and one GET per client and object:

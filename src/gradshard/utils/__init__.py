@@ -1,1 +1,1 @@
-"""Polling, atomic files, parallel jobs, text and units: nothing here is about learning."""
+"""Polling, atomic files, parallel jobs and text: nothing here is about learning."""
