@@ -84,6 +84,21 @@ def test_a_model_whose_buffers_a_round_cannot_average_is_refused_before_clients_
     assert reason in answer["reason"]
 
 
+@pytest.mark.parametrize(
+    "rule",
+    ["drop", {"name": "median", "layer_quorum": 3}, {"name": "krum", "f": 1, "layer_quorum": 5}],
+    ids=str,
+)
+def test_layers_that_lack_a_tensor_of_the_model_are_refused_before_clients_train(
+    machine: Machine, rule: Any
+) -> None:
+    put_model(machine.store, "m", {"w": np.ones(3, "f4"), "v": np.ones(2, "f4")})
+    optimizer = {"optimizer": "fedavg", "model": "m", "updates": "deltas"}
+    answer = machine.open(clients=9, rule=rule, layers=["w"], server_optimizer=optimizer)
+    assert answer["status"] == "rejected"
+    assert "tensor 'v' is in none of the 1 layers" in answer["reason"]
+
+
 def average(machine: Machine, name: str, sent: dict[str, Any], **terms: Any) -> reference.Array:
     machine.begin(name)
     assert machine.open(clients=sorted(sent), **terms)["status"] == "opened"
