@@ -34,6 +34,23 @@ DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
             "needs at least 11 updates, and 9 are expected; give f of at most 3",
         ),
         (
+            {"rule": {"name": "multi_krum", "f": 4, "m": 9}},
+            "13 updates, and 9 are expected; give f of at most 3, and m of at most 6",
+        ),
+        (
+            {"rule": {"name": "krum", "f": 2}, "clients": 5, "min_clients": 3},
+            "needs at least 7 updates, and 5 are expected; give f of at most 1",
+        ),
+        (
+            {"rule": {"name": "krum", "f": 2}, "clients": 5, "enough_clients": 4},
+            "needs at least 7 updates, and 5 are expected; give f of at most 1",
+        ),
+        (
+            {"rule": {"name": "sign", "layer_quorum": 3}, "clients": 2},
+            "needs at least 3 updates, of fewer of which it tolerates no bad one, and 2 are exp",
+        ),
+        ({"dp": DP, "clients": 1, "min_clients": 1}, "hides a client among at least 2, and 1 is"),
+        (
             {"rule": {"name": "trimmed_mean", "beta": 0.5}},
             "beta is 0.5, not a number above 0 and under 0.5",
         ),
