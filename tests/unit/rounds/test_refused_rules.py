@@ -34,6 +34,23 @@ DP = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
             "needs at least 11 updates, and 9 are expected; give f of at most 3",
         ),
         (
+            {"rule": {"name": "multi_krum", "f": 4, "m": 9}},
+            "13 updates, and 9 are expected; give f of at most 3, and m of at most 6",
+        ),
+        (
+            {"rule": {"name": "krum", "f": 2}, "clients": 5, "min_clients": 3},
+            "needs at least 7 updates, and 5 are expected; give f of at most 1",
+        ),
+        (
+            {"rule": {"name": "krum", "f": 2}, "clients": 5, "enough_clients": 4},
+            "needs at least 7 updates, and 5 are expected; give f of at most 1",
+        ),
+        (
+            {"rule": {"name": "sign", "layer_quorum": 3}, "clients": 2},
+            "needs at least 3 updates, of fewer of which it tolerates no bad one, and 2 are exp",
+        ),
+        ({"dp": DP, "clients": 1, "min_clients": 1}, "hides a client among at least 2, and 1 is"),
+        (
             {"rule": {"name": "trimmed_mean", "beta": 0.5}},
             "beta is 0.5, not a number above 0 and under 0.5",
         ),
@@ -82,6 +99,21 @@ def test_a_model_whose_buffers_a_round_cannot_average_is_refused_before_clients_
     answer = machine.open(clients=9, server_optimizer=optimizer, **terms)
     assert answer["status"] == "rejected"
     assert reason in answer["reason"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["drop", {"name": "median", "layer_quorum": 3}, {"name": "krum", "f": 1, "layer_quorum": 5}],
+    ids=str,
+)
+def test_layers_that_lack_a_tensor_of_the_model_are_refused_before_clients_train(
+    machine: Machine, rule: Any
+) -> None:
+    put_model(machine.store, "m", {"w": np.ones(3, "f4"), "v": np.ones(2, "f4")})
+    optimizer = {"optimizer": "fedavg", "model": "m", "updates": "deltas"}
+    answer = machine.open(clients=9, rule=rule, layers=["w"], server_optimizer=optimizer)
+    assert answer["status"] == "rejected"
+    assert "tensor 'v' is in none of the 1 layers" in answer["reason"]
 
 
 def average(machine: Machine, name: str, sent: dict[str, Any], **terms: Any) -> reference.Array:

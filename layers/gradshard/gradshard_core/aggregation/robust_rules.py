@@ -288,14 +288,22 @@ class RobustRule:
             )
         if "f" not in self.settings:
             return ""
-        fitting = [f for f in range(1, expected) if self._least_with(f) <= expected]
-        if fitting:
-            return f"; give f of at most {max(fitting)}"
-        most = expected - int(self.settings["f"])
-        return f"; give m of at most {most}" if "m" in self.settings and most > 0 else ""
+        if f := self._largest_f(expected):
+            return f"; give f of at most {f}"
+        if "m" not in self.settings:
+            return ""
+        if self._least_with(m=1) <= expected:
+            return f"; give m of at most {expected - int(self.settings['f'])}"
+        f = self._largest_f(expected, m=1)
+        return f"; give f of at most {f}, and m of at most {expected - f}" if f else ""
 
-    def _least_with(self, f: int) -> int:
-        return ROBUST_RULES[self.name].least({**self.settings, "f": f})
+    def _largest_f(self, expected: int, **settings: float) -> int:
+        """Return the largest f for so many updates; zero if there is none."""
+        fitting = (f for f in range(1, expected) if self._least_with(f=f, **settings) <= expected)
+        return max(fitting, default=0)
+
+    def _least_with(self, **settings: float) -> int:
+        return ROBUST_RULES[self.name].least({**self.settings, **settings})
 
     def check_clients(self, expected: int) -> None:
         """Check that the rule takes so many updates, and that it does something.
@@ -310,8 +318,15 @@ class RobustRule:
                 f"rule {self._stated} needs at least {self._least} updates, and "
                 f"{expected} are expected{self._advice(expected)}"
             )
+        if self.layer_quorum is None:
+            return
         least = max(self._least, _three(self.settings))
-        if self.layer_quorum is not None and not least <= self.layer_quorum <= expected:
+        if expected < least:
+            raise SpecError(
+                f"rule {self._stated} needs at least {least} updates, of fewer of which it "
+                f"tolerates no bad one, and {expected} are expected: leave out layer_quorum"
+            )
+        if not least <= self.layer_quorum <= expected:
             raise SpecError(
                 f"rule {self._stated}: layer_quorum is not from {least} to {expected}: of fewer "
                 f"updates the rule tolerates no bad one, and {expected} are expected"

@@ -69,9 +69,10 @@ def parse_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSpec:
     least = _least(others.get("rule"), others.get("dp"))
     min_clients = _parse_min_clients(fields.get("min_clients"), expected, least)
     spec = RoundSpec(clients=clients, min_clients=min_clients, **others)
-    _check_clients(spec)
+    # How many updates a rule needs comes first: other numbers follow from it.
     _check_robust(spec)
     _check_privacy(spec)
+    _check_clients(spec)
     _check_topology(spec)
     _check_rule(spec)
     _check_apply(spec)
@@ -346,7 +347,7 @@ def _parse_min_clients(stated: Any, expected: int, least: int) -> int:
     if min_clients > expected:
         clients = "client" if expected == 1 else "clients"
         raise SpecError(f"min_clients is {min_clients}, over the {expected} expected {clients}")
-    if min_clients < least:
+    if min_clients < least <= expected:  # if more are needed than are expected, no number will do
         raise SpecError(
             f"min_clients is {min_clients}, under the {least} updates that the rule needs: give "
             f"at least {least}, or leave it out"

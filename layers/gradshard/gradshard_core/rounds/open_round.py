@@ -29,6 +29,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.rounds import aws_callbacks, end_of_wait, keeper_wait, waiting_record
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.layers import layers_of
 
 
 def open_round(
@@ -95,9 +96,11 @@ def check_rule_of_model(store: S3Store, spec: RoundSpec, newest: Version) -> Non
     SpecError
         It does not.
     """
-    if spec.server_optimizer is None or (spec.averages_all and not spec.compares_layers):
+    if spec.server_optimizer is None or (spec.averages_all and not spec.takes_partial):
         return
     layout = model_registry.layout_of(store, newest.tensors)
+    if spec.takes_partial:
+        layers_of(layout, spec.layers)
     kept = newest.buffers_in(layout, spec.server_optimizer)
     check_averaged(spec, model_buffers.names_in(layout, kept))
     check_compared(spec, layout, kept)
