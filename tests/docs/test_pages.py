@@ -66,7 +66,7 @@ def every_command(command: click.Command) -> Iterator[click.Command]:
 
 SAM_COMMANDS = ("build", "deploy", "delete", "sync", "logs", "validate", "local invoke")
 OTHER_PROGRAMS = {
-    *("--engine", "--learning-rates", "--mib", "--model-mb", "--processes", "--rounds"),
+    *("--engine", "--learning-rates", "--mib", "--rounds"),
 }
 """Options of the examples and benchmarks."""
 ALL_OPTIONS = OTHER_PROGRAMS.union(
