@@ -175,7 +175,8 @@ For the models above:
 - At *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {limits.MIN_MEMORY_MB} MB change the total
   by at most {_most(_dollars, small, default):.0f} %, and save up to
   {_most(_seconds, small, default):.0f} % of the time.
-- Rounds of half a minute instead of a minute cost up to {_most(_dollars, default, half):.0f} % more.
+- Rounds of half a minute instead of a minute cost up to
+  {_most(_dollars, default, half):.0f} % more.
 - On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to
   {_most(_dollars, *slow):.0f} % more: for 5 GB ${dearest[1]:.2f} instead of ${dearest[0]:.2f}. If
   your first rounds take much longer than projected (`gradshard show`), deploy with
