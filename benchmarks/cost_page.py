@@ -214,54 +214,26 @@ def _choice(choice: Estimate | None) -> str:
     )
 
 
-FEES: Final = (
-    (measurements.RESNET18, None),
-    (measurements.VGG16, None),
-    (measurements.VGG16, "int8"),
-)
-"""Models, each with the codec of its updates, of which the page has the fees."""
-
-
 def _fees_section() -> str:
-    rows = []
-    for model, codec in FEES:
-        bill = _compressed_round(model, codec).bill
-        parts = (
-            bill.step_functions,
-            bill.round_ + bill.requests,
-            bill.s3_clients,
-            bill.events,
-            bill.starts,
-            bill.lambda_ + bill.s3_aggregators,
-            bill.total,
-        )
-        rows.append(
-            (
-                f"{model.name}{f', `{codec}`' if codec else ''}",
-                *(f"{1000 * part:.2f}" for part in parts),
-            )
-        )
-    titles = (
-        *("model", "Step Functions", "functions around the tasks", "clients' requests"),
-        *("notifications", "cold starts", "tasks", "total"),
-    )
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
+    bill = vgg16.bill
     ways = claims.fan_outs(vgg16.task_seconds)
     plain, deployed = (1000 * ways[place].dollars[-1] for place in (0, claims.AS_DEPLOYED))
     return f"""
 ## What the fees are
 
-{format_table(titles, rows)}
+With the dollars of a round of {measurements.VGG16.name}:
 
-- **Step Functions**: {aws_prices.ROUND_TRANSITIONS} transitions of the round,
-  {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
-  {limits.INLINE_ITERATIONS} tasks. {claims.FAN_OUT_SHARDS[-1]} tasks of
-  {vgg16.task_seconds:.0f} s cost ${deployed:.2f}; with a Standard execution for each, they would
-  cost ${plain:.2f} ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
-- **Functions around the tasks**: their seconds, their requests to S3, and Lambda's fee per
-  invocation.
-- **Notifications**: S3 tells an SNS topic of each upload, and the topic calls `collect_update`. A
-  round has {pricing.notifications(measurements.CLIENTS)} messages at
+- **Step Functions**, {1000 * bill.step_functions:.2f}: {aws_prices.ROUND_TRANSITIONS} transitions
+  of the round, {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
+  {limits.INLINE_ITERATIONS} tasks. It starts {claims.FAN_OUT_SHARDS[-1]} tasks of
+  {vgg16.task_seconds:.0f} s for ${deployed:.2f}; with a Standard execution for each, that would be
+  ${plain:.2f} ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+- **Functions around the tasks**, {1000 * (bill.round_ + bill.requests):.2f}: their seconds, their
+  requests to S3, and Lambda's fee per invocation.
+- **Cold starts**, {1000 * bill.starts:.2f}.
+- **Notifications**, {1000 * bill.events:.2f}: S3 tells an SNS topic of each upload, and the topic
+  calls `collect_update`. A round has {pricing.notifications(measurements.CLIENTS)} messages at
   [${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million](https://aws.amazon.com/sns/pricing/),
   and one event of EventBridge when it ends.
 """
