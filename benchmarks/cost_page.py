@@ -1,5 +1,6 @@
 """The sections of docs/cost.md, and its plots."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -159,23 +160,45 @@ The total with the cheapest memory and M within the budget; arm64, *burst*:
 
 
 def _defaults_section() -> str:
-    slow = {
-        memory_mb: SYSTEMS["shards"](
-            measurements.SYNTHETIC_5GB.nbytes, Setting(bandwidth=PUBLISHED, memory_mb=memory_mb)
-        ).bill.total
-        for memory_mb in (limits.MIN_MEMORY_MB, DEFAULT_MEMORY_MB)
-    }
+    small, default = Setting(memory_mb=limits.MIN_MEMORY_MB), Setting()
+    half = Setting(time_budget=30.0)
+    slow = [replace(setting, bandwidth=PUBLISHED) for setting in (small, default)]
+    dearest = [
+        1000 * SYSTEMS["shards"](measurements.SYNTHETIC_5GB.nbytes, setting).bill.total
+        for setting in slow
+    ]
     return f"""
 ## Why {DEFAULT_MEMORY_MB} MB and a minute
 
-- At *burst*, tasks of {DEFAULT_MEMORY_MB} MB cost as much as tasks of {limits.MIN_MEMORY_MB} MB,
-  within 2 %, and take up to 30 % less time.
-- Half a minute instead of a minute costs up to 5 % more.
-- On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to a third more: for 5 GB
-  ${1000 * slow[DEFAULT_MEMORY_MB]:.2f} instead of ${1000 * slow[limits.MIN_MEMORY_MB]:.2f}. If your
-  first rounds take much longer than projected (`gradshard show`), deploy with
+For the models above:
+
+- At *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {limits.MIN_MEMORY_MB} MB change the total
+  by at most {_most(_dollars, small, default):.0f} %, and save up to
+  {_most(_seconds, small, default):.0f} % of the time.
+- Rounds of half a minute instead of a minute cost up to
+  {_most(_dollars, default, half):.0f} % more.
+- On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to
+  {_most(_dollars, *slow):.0f} % more: for 5 GB ${dearest[1]:.2f} instead of ${dearest[0]:.2f}. If
+  your first rounds take much longer than projected (`gradshard show`), deploy with
   `AggregatorMemory={limits.MIN_MEMORY_MB}`.
 """
+
+
+def _most(value: Callable[[Estimate], float], before: Setting, after: Setting) -> float:
+    """Return by how much a value changes at most from one setting to another, in percent."""
+    pairs = (
+        [value(SYSTEMS["shards"](model.nbytes, setting)) for setting in (before, after)]
+        for model in measurements.MODELS
+    )
+    return max(100 * abs(new / old - 1) for old, new in pairs)
+
+
+def _dollars(estimate: Estimate) -> float:
+    return estimate.bill.total
+
+
+def _seconds(estimate: Estimate) -> float:
+    return estimate.seconds
 
 
 def _dollars_and_seconds(choice: Estimate | Projection) -> str:
@@ -191,59 +214,28 @@ def _choice(choice: Estimate | None) -> str:
     )
 
 
-FEES: Final = (
-    (measurements.RESNET18, None),
-    (measurements.VGG16, None),
-    (measurements.VGG16, "int8"),
-)
-"""Models, each with the codec of its updates, of which the page has the fees."""
-
-
 def _fees_section() -> str:
-    rows = []
-    for model, codec in FEES:
-        bill = _compressed_round(model, codec).bill
-        parts = (
-            bill.step_functions,
-            bill.round_ + bill.requests,
-            bill.s3_clients,
-            bill.events,
-            bill.starts,
-            bill.lambda_ + bill.s3_aggregators,
-            bill.total,
-        )
-        rows.append(
-            (
-                f"{model.name}{f', `{codec}`' if codec else ''}",
-                *(f"{1000 * part:.2f}" for part in parts),
-            )
-        )
-    titles = (
-        *("model", "Step Functions", "functions around the tasks", "clients' requests"),
-        *("notifications", "cold starts", "tasks", "total"),
-    )
     vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
+    bill = vgg16.bill
     ways = claims.fan_outs(vgg16.task_seconds)
     plain, deployed = (1000 * ways[place].dollars[-1] for place in (0, claims.AS_DEPLOYED))
     return f"""
 ## What the fees are
 
-{format_table(titles, rows)}
+With the dollars of a round of {measurements.VGG16.name}:
 
-- **Step Functions**: {aws_prices.ROUND_TRANSITIONS} transitions of the round,
-  {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
-  {limits.INLINE_ITERATIONS} tasks
-  ([decision 9](decisions/0009-a-small-round-pays-for-little.md)). Starting
-  {claims.FAN_OUT_SHARDS[-1]} tasks of {vgg16.task_seconds:.0f} s costs ${deployed:.2f}; with a
-  Standard execution for each, it would be ${plain:.2f}
-  ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
-- **Functions around the tasks**: their seconds, their requests to S3, and Lambda's fee per
-  invocation.
-- **Notifications**: S3 tells an SNS topic of each object that clients upload, and SNS calls
-  `collect_update`. SNS [charges](https://aws.amazon.com/sns/pricing/)
-  ${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million messages and nothing for the calls.
-  A round has {pricing.notifications(measurements.CLIENTS)} messages, and one event of EventBridge
-  when it ends.
+- **Step Functions**, {1000 * bill.step_functions:.2f}: {aws_prices.ROUND_TRANSITIONS} transitions
+  of the round, {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
+  {limits.INLINE_ITERATIONS} tasks. It starts {claims.FAN_OUT_SHARDS[-1]} tasks of
+  {vgg16.task_seconds:.0f} s for ${deployed:.2f}; with a Standard execution for each, that would be
+  ${plain:.2f} ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+- **Functions around the tasks**, {1000 * (bill.round_ + bill.requests):.2f}: their seconds, their
+  requests to S3, and Lambda's fee per invocation.
+- **Cold starts**, {1000 * bill.starts:.2f}.
+- **Notifications**, {1000 * bill.events:.2f}: S3 tells an SNS topic of each upload, and the topic
+  calls `collect_update`. A round has {pricing.notifications(measurements.CLIENTS)} messages at
+  [${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million](https://aws.amazon.com/sns/pricing/),
+  and one event of EventBridge when it ends.
 """
 
 

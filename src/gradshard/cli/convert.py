@@ -20,11 +20,12 @@ SHOWN: Final = 20
 @click.command()
 @click.argument("source", metavar="FILE", type=click.Path(path_type=Path))
 @output_option("Write this .safetensors file.")
-@click.option(
+@option(
     "--samples",
     type=int,
     metavar="N",
     help="Store this number of training samples in the metadata, as num_samples.",
+    default_text="none is stored",
 )
 @option(
     "--key",

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gradshard.cli.command_groups import Commands
-from gradshard.cli.options import debuggable, json_option, port_option, quiet_option
+from gradshard.cli.options import debuggable, json_option, option, port_option, quiet_option
 from gradshard.cli.output import confirm, print_json
 from gradshard.cli.progress import waiting
 from gradshard.deployment import local_engine as engines
@@ -27,11 +27,12 @@ def local(context: click.Context) -> None:
 
 @local.command()
 @port_option
-@click.option(
+@option(
     "--bind",
     metavar="ADDRESS",
     help="Listen on this IP address, too. Anyone who reaches it and has the key of the engine can "
     "run code on this machine as you.",
+    default_text="this machine alone reaches the engine",
 )
 @click.option(
     "--ephemeral", is_flag=True, help="Keep objects in memory only: `local down` deletes them."

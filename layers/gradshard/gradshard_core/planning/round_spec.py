@@ -231,8 +231,8 @@ class RoundSpec:
             metavar="FILE",
             encoder=Layout.to_json,
         ),
-        "Accept only updates whose tensors have these names, types and shapes. Partial updates and "
-        "eager rounds need it, unless the round makes a version of the model.",
+        "Accept only updates with this layout: names, types and shapes of tensors. Partial updates "
+        "and eager rounds need it, unless the round makes a version of the model.",
         value=None,
         default="that of the model, or of more than half of the updates",
     )
@@ -264,8 +264,8 @@ class RoundSpec:
             is_json=True,
             encoder=MaskingTerms.to_json,
         ),
-        "Accept only masked updates, so that nobody sees a single update. keeper is the public "
-        f"key of the mask keeper, which knows the masks: {MASKING_EXAMPLE}.",
+        "Accept only masked updates, so that nobody sees a single update, for example "
+        f"{MASKING_EXAMPLE}, where keeper is the public key of the mask keeper.",
         value=None,
         default="updates are not masked",
     )

@@ -166,7 +166,7 @@ class TrainingSpec:
             metavar="N",
             is_number=True,
         ),
-        "Invite this number, or fraction, of the clients to each round.",
+        "Invite this number or fraction of the clients to each round, for example 10 or 0.1.",
         value=None,
         default="all",
     )
@@ -200,7 +200,7 @@ class TrainingSpec:
         ),
         "Draw each client of a private round with this probability, in secret, and divide the sum "
         'of the updates by divisor, for example {"probability": 0.05, "divisor": 50}. Each round '
-        "lasts for its whole timeout, and no number of updates is too low. Needs dp.",
+        "lasts for its whole timeout, and completes with any number of updates. Needs dp.",
         value=None,
         default="all, or sample",
     )
@@ -232,7 +232,8 @@ class TrainingSpec:
             is_json=True,
             encoder=StopRule.to_json,
         ),
-        'End the training early by a metric, for example {"metric": "accuracy", "at_least": 0.95, '
+        "End the training when a metric reaches a target, or when patience values in a row are no "
+        'better than the best one, for example {"metric": "accuracy", "at_least": 0.95, '
         '"patience": 10}.',
         value=None,
         default="only after all rounds",
