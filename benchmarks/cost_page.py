@@ -10,7 +10,15 @@ from gradshard.papers import SYSTEMS, claims, measurements
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import aws_prices, limits, planner, pricing, speeds, transfers
+from gradshard_core.planning import (
+    aws_prices,
+    limits,
+    planner,
+    request_counts,
+    round_cost,
+    speeds,
+    transfers,
+)
 from gradshard_core.planning.bandwidth import BURST
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.projection import Projection
@@ -57,10 +65,12 @@ Dollars are per thousand rounds of {measurements.CLIENTS} clients that the round
 def _unnamed() -> str:
     """Say what a round pays that knows only the number of its clients."""
     named, counted = (
-        pricing.around([1], measurements.CLIENTS, lists=pricing.Lists(is_named=is_named))
+        request_counts.count_requests(
+            [1], measurements.CLIENTS, lists=request_counts.Lists(is_named=is_named)
+        )
         for is_named in (True, False)
     )
-    more = pricing.US_EAST_1.s3(counted) - pricing.US_EAST_1.s3(named)
+    more = round_cost.US_EAST_1.s3(counted) - round_cost.US_EAST_1.s3(named)
     return (
         f"Rounds that are opened with the number of clients alone cost ${1000 * more:.2f} more, "
         "because each arrival lists the updates."
@@ -69,9 +79,9 @@ def _unnamed() -> str:
 
 def _apart() -> float:
     """Return what looking for others costs more if no function has seen an arrival before."""
-    clients, prices = measurements.CLIENTS, pricing.US_EAST_1
-    looks, listings = pricing.looks_apart(clients)
-    warm = prices.s3(pricing.Requests(clients - 1, 1))
+    clients, prices = measurements.CLIENTS, round_cost.US_EAST_1
+    looks, listings = request_counts.looks_apart(clients)
+    warm = prices.s3(request_counts.Requests(clients - 1, 1))
     return looks * prices.get_per_1000 / 1e3 + listings * prices.put_per_1000 / 1e3 - warm
 
 
@@ -233,7 +243,7 @@ With the dollars of a round of {measurements.VGG16.name}:
   requests to S3, and Lambda's fee per invocation.
 - **Cold starts**, {1000 * bill.starts:.2f}.
 - **Notifications**, {1000 * bill.events:.2f}: S3 tells an SNS topic of each upload, and the topic
-  calls `collect_update`. A round has {pricing.notifications(measurements.CLIENTS)} messages at
+  calls `collect_update`. A round has {round_cost.notifications(measurements.CLIENTS)} messages at
   [${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million](https://aws.amazon.com/sns/pricing/),
   and one event of EventBridge when it ends.
 """

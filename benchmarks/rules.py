@@ -9,7 +9,7 @@ from benchmarks.runs import FUNCTION
 from benchmarks.servers import Server
 from benchmarks.suite import Progress
 from benchmarks.workload import RESNET_18, Case, Prepared, Workloads
-from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Plan

@@ -21,7 +21,8 @@ from gradshard_core.aggregation.gram import Measuring, chunk_ranges
 from gradshard_core.aggregation.kernel import Reduction, Source, Zone, aggregate
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.noisy_fixed_point import NoisyFixedPoint
-from gradshard_core.aggregation.privacy import PrivacyMechanism, PrivateSum, parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
+from gradshard_core.aggregation.private_sum import PrivateSum
 from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.formats.layout import Layout

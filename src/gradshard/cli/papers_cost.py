@@ -24,7 +24,7 @@ from gradshard_core.planning import aws_prices, limits
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
-from gradshard_core.planning.pricing import Prices
+from gradshard_core.planning.round_cost import Prices
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 

@@ -22,7 +22,8 @@ from gradshard_core.errors import PlanError
 from gradshard_core.planning import aws_prices, limits
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.pricing import Bill, Requests
+from gradshard_core.planning.request_counts import Requests
+from gradshard_core.planning.round_cost import Bill
 
 Column = Literal["full", "total"]
 """``full`` counts what the paper's column of that name counts, ``total`` everything."""

@@ -6,7 +6,7 @@ from typing import Any, Final
 from gradshard.papers import measurements
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.pricing import US_EAST_1, Bill, Prices
+from gradshard_core.planning.round_cost import US_EAST_1, Bill, Prices
 
 TITLES: Final = {
     "shards": "gradshard shards",

@@ -13,9 +13,10 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.papers.measurements import Measurement
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, pricing, speeds
+from gradshard_core.planning import limits, round_cost, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.pricing import US_EAST_1, Bill, Requests, Tasks
+from gradshard_core.planning.request_counts import Requests
+from gradshard_core.planning.round_cost import US_EAST_1, Bill, Tasks
 from gradshard_core.units import MIB
 
 WHOLE_COPIES: Final = 3
@@ -137,7 +138,7 @@ def _estimate(
     requests = Requests(gets=sum(map(sum, levels)), puts=sum(map(len, levels)))
     # An object for each input of the first level, and as many read back.
     by_clients = Requests(sum(levels[0]), sum(levels[0]))
-    bill = pricing.bill(
+    bill = round_cost.bill(
         priced,
         clients=setting.clients,
         memory_mb=memory,

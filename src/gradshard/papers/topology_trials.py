@@ -21,8 +21,8 @@ from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.planning import measured_cost, pricing
-from gradshard_core.planning.pricing import Bill
+from gradshard_core.planning import measured_cost, round_cost
+from gradshard_core.planning.round_cost import Bill
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream
 from gradshard_core.units import MIB
@@ -255,7 +255,7 @@ def _measured(manifest: dict[str, Any]) -> dict[str, Any]:
         "tasks": tasks,
         "order": manifest["order"],
         "groups": tuple(map(tuple, manifest["groups"])),
-        "invocations": pricing.invocations(tasks, clients, levels=len(manifest["groups"])),
+        "invocations": round_cost.invocations(tasks, clients, levels=len(manifest["groups"])),
         "peak_mb": totals["peak_mb"],
         "gb_seconds": totals["seconds"] * memory_mb / 1024,
         "seconds": manifest["seconds"],

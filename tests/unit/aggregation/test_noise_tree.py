@@ -18,7 +18,7 @@ from gradshard_core.aggregation.noise_tree import (
     depth,
     parse_place,
 )
-from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.errors import SpecError
 from gradshard_core.records.privacy_ledger import Entry, PrivacyLedger
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.aggregation.privacy import parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.aggregation.secret_draw import SecretSample, parse_secret_sample
 from gradshard_core.errors import SpecError
 

@@ -16,7 +16,7 @@ from gradshard.client.privacy_accounting import (
     epsilon_of,
 )
 from gradshard_core.aggregation.noise_tree import Place
-from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample
 from gradshard_core.errors import PrivacyBudgetError, SpecError
 from gradshard_core.formats.keys import StoredTensors

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from gradshard.report.facts import compared, facts_of
-from gradshard_core.planning.pricing import US_EAST_1, around
+from gradshard_core.planning.request_counts import count_requests
+from gradshard_core.planning.round_cost import US_EAST_1
 from tests.unit.in_memory import OPENED as OPENED_ROUND
 from tests.unit.in_memory import Machine
 from tests.unit.report_rounds import OPENED, arrival, sample, small, task
@@ -79,7 +80,9 @@ class TestFacts:
             for apply in (None, {"optimizer": "fedadam"})
         )
         # The model and two objects of state, as the planner counts them.
-        besides = US_EAST_1.s3(around([1], 1, models=3)) - US_EAST_1.s3(around([1], 1))
+        besides = US_EAST_1.s3(count_requests([1], 1, models=3)) - US_EAST_1.s3(
+            count_requests([1], 1)
+        )
         assert besides > 0
         assert applied["round"] - plain["round"] == pytest.approx(besides)
 

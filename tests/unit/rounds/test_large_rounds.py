@@ -28,10 +28,10 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import is_in_pieces
-from gradshard_core.planning import large_rounds, pricing, training_cost
+from gradshard_core.planning import large_rounds, request_counts, training_cost
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.pricing import Lists
+from gradshard_core.planning.request_counts import Lists
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.robust_decision import is_clipped, read_decision
@@ -56,7 +56,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     # Where a number is from comes last: a module that is imported here would keep the lower one.
     for module in ("planning.plan_json", "rounds.first_plan", "planning.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
-    for module in ("rounds.end_of_wait", "rounds.rejections", "planning.pricing"):
+    for module in ("rounds.end_of_wait", "rounds.rejections", "planning.request_counts"):
         # Not more than there are others in a piece.
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
     for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
@@ -726,7 +726,7 @@ def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
     before = [large_rounds.pieces(clients)]
     if plan.computation.measured is not None:
         before.append(tasks[0])
-    counted = pricing.around(tasks, clients, before=before, lists=lists)
+    counted = request_counts.count_requests(tasks, clients, before=before, lists=lists)
     sums = Counter[str]()
     for (function, asked), number in found.items():
         if function != "aggregate_shard":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gradshard_core.aggregation.noise_tree import Place
-from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.errors import PrivacyBudgetError
 from gradshard_core.records.privacy_ledger import (
     PrivacyBudget,

@@ -12,7 +12,7 @@ import pytest
 from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard.client.stack import Execution
 from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.aggregation.privacy import parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.training_spec_parsing import parse_training_spec

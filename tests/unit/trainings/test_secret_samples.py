@@ -13,7 +13,7 @@ from gradshard.client.round_status import StatusPoller
 from gradshard.report.facts import facts_of
 from gradshard.report.verdict import outcome
 from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.aggregation.privacy import parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.errors import PlanError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import is_in_pieces

@@ -1,7 +1,8 @@
 """Fixed-point numbers for masked rounds with noise: clipped updates on the grid of the noise.
 
 A client shortens its update x to the length C, as a private round does
-(:mod:`gradshard_core.aggregation.privacy`), and encodes each element as trunc(s · x / g), with
+(:mod:`gradshard_core.aggregation.privacy_mechanism`), and encodes each element as
+trunc(s · x / g), with
 
     s = min(1, C / (‖x‖ · (1 + 2⁻¹⁰))).
 
@@ -20,7 +21,7 @@ import numpy as np
 
 from gradshard_core.aggregation import noise
 from gradshard_core.aggregation.fixed_point import RINGS, SLICE_ELEMENTS, Array, RingEncoding
-from gradshard_core.aggregation.privacy import MARGIN, Grid, PrivacyMechanism
+from gradshard_core.aggregation.privacy_mechanism import MARGIN, Grid, PrivacyMechanism
 from gradshard_core.errors import SpecError, UpdateError
 
 

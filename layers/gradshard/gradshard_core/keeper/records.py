@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
-from gradshard_core.aggregation.privacy import parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.aggregation.sharding import Shard, cut_shards
 from gradshard_core.errors import BrokenObjectError, KeeperError, SpecError
 from gradshard_core.formats.dtypes import in_ring

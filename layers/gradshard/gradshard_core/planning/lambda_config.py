@@ -5,7 +5,7 @@ from typing import Final
 
 from gradshard_core.planning import limits, speeds
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.pricing import US_EAST_1, Prices
+from gradshard_core.planning.round_cost import US_EAST_1, Prices
 
 DEFAULT_MEMORY_MB: Final = 192
 """The default of the template. A function of 128 MB, the smallest, has too small a share of a

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.fixed_point import FixedPoint, RingEncoding
 from gradshard_core.aggregation.noisy_fixed_point import NoisyFixedPoint
-from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES

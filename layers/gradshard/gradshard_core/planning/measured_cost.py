@@ -5,9 +5,10 @@ from typing import Any
 
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.errors import GradshardError
-from gradshard_core.planning import pricing
-from gradshard_core.planning.pricing import Bill, Requests, Tasks
+from gradshard_core.planning import round_cost
 from gradshard_core.planning.projection import client_requests
+from gradshard_core.planning.request_counts import Requests
+from gradshard_core.planning.round_cost import Bill, Tasks
 
 
 def measured(
@@ -53,7 +54,7 @@ def measured(
         levels.setdefault(report["level"], []).append(Tasks(1, report["seconds"]))
     everything = [*measuring, *reports]
     by_clients = [client_requests(nbytes, size) for size in sent or [nbytes] * clients]
-    return pricing.bill(
+    return round_cost.bill(
         list(levels.values()),
         clients=clients,
         memory_mb=memory_mb,

@@ -15,11 +15,8 @@ from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
 from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
 from gradshard_core.aggregation.model_buffers import clip_stretches
-from gradshard_core.aggregation.privacy import (
-    Grid,
-    PrivateSum,
-    private_sums_bytes,
-)
+from gradshard_core.aggregation.privacy_mechanism import Grid
+from gradshard_core.aggregation.private_sum import PrivateSum, private_sums_bytes
 from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.keys import RoundKeys

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from gradshard_core.aggregation.gram_sample import Sample
-from gradshard_core.aggregation.privacy import parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.compressed_updates import EncodedRuns

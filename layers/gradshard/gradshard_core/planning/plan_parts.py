@@ -9,7 +9,7 @@ from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.model_buffers import Stretches
-from gradshard_core.aggregation.privacy import (
+from gradshard_core.aggregation.privacy_mechanism import (
     PrivacyMechanism,
 )
 from gradshard_core.aggregation.robust_rules import RobustRule

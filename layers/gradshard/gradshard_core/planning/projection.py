@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradshard_core.formats.list_pieces import PIECE
-from gradshard_core.planning import large_rounds, pricing, speeds
+from gradshard_core.planning import large_rounds, round_cost, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.memory_projection import needed_memory
-from gradshard_core.planning.pricing import Bill, Requests, Tasks
+from gradshard_core.planning.request_counts import Requests
+from gradshard_core.planning.round_cost import Bill, Tasks
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES, client_ranges, download_ranges
 from gradshard_core.planning.workload import Workload
 
@@ -109,7 +110,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         ),
         gb_seconds=gb * sum(tasks.number * tasks.seconds for level in passes for tasks in level),
         requests=requests,
-        bill=pricing.bill(
+        bill=round_cost.bill(
             levels,
             clients=load.contributors,
             memory_mb=aggregator.memory_mb,

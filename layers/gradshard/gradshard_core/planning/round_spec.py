@@ -12,7 +12,7 @@ from typing import Any, Final
 from gradshard_core.aggregation import addition_order, topologies
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES, STEPS, WEIGHTS
-from gradshard_core.aggregation.privacy import PrivacyMechanism, parse_privacy
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.robust_rules import ROBUST_RULES, SIGN, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     OPTIMIZERS,

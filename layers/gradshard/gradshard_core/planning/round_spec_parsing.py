@@ -8,7 +8,7 @@ from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
 from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.model_buffers import Stretches, is_in
-from gradshard_core.aggregation.privacy import LEAST_CLIENTS
+from gradshard_core.aggregation.privacy_mechanism import LEAST_CLIENTS
 from gradshard_core.aggregation.robust_rules import LAYER_QUORUM, ROBUST_RULES, RobustRule
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,

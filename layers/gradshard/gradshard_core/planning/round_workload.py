@@ -10,7 +10,7 @@ from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning import memory_projection
 from gradshard_core.planning.masking_options import with_masks
-from gradshard_core.planning.pricing import Lists
+from gradshard_core.planning.request_counts import Lists
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.workload import Workload
 

@@ -4,7 +4,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.planning import large_rounds, limits, measured_cost, planner, pricing, speeds
+from gradshard_core.planning import (
+    large_rounds,
+    limits,
+    measured_cost,
+    planner,
+    request_counts,
+    round_cost,
+    speeds,
+)
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.round_spec import RoundSpec
@@ -87,7 +95,7 @@ def advance_seconds(clients: int) -> float:
     return max(ADVANCE_SECONDS, cpu_seconds / share + waiting - of_small)
 
 
-def of_functions(clients: int, *, is_buffered: bool = False) -> pricing.Requests:
+def of_functions(clients: int, *, is_buffered: bool = False) -> request_counts.Requests:
     """Return the requests of a training for each round, beside the round's own.
 
     Of members, silent clients and long lists there may be fewer, or more members than are invited.
@@ -95,7 +103,7 @@ def of_functions(clients: int, *, is_buffered: bool = False) -> pricing.Requests
     pieces = large_rounds.pieces(clients)
     is_surveyed = large_rounds.is_surveyed(clients)
     members = -(-clients // limits.LISTED_ENTRIES)
-    return pricing.Requests(
+    return request_counts.Requests(
         gets=ADVANCE_GETS
         + LISTS_READ * pieces
         + (pieces if is_surveyed else clients)
@@ -185,12 +193,12 @@ def of_failed(plan: Plan | None, answered: int, aggregator: LambdaConfig) -> flo
     aggregator
         The functions that do its tasks.
     """
-    nothing = pricing.Requests(0, 0)
+    nothing = request_counts.Requests(0, 0)
     more = overhead(answered, aggregator)
     if plan is not None and not plan.computation.surveys:
         return float(plan.projected["dollars"]["total"]) + more
-    opened = pricing.bill(
-        [[pricing.Tasks(0, 0.0)]],
+    opened = round_cost.bill(
+        [[round_cost.Tasks(0, 0.0)]],
         clients=answered,
         memory_mb=aggregator.memory_mb,
         architecture=aggregator.architecture,

@@ -9,7 +9,7 @@ from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
-from gradshard_core.planning.pricing import NO_LISTS, Lists
+from gradshard_core.planning.request_counts import NO_LISTS, Lists
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from functools import cached_property, partial
 from typing import Any, Final, Self
 
 from gradshard_core.aggregation.noise_tree import NoiseTree, Place
-from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.aggregation.secret_draw import SecretDraw
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client

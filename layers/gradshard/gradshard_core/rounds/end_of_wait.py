@@ -8,7 +8,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.pricing import HEADS_BEFORE_LIST, LOOKS_OF_A_LIST
+from gradshard_core.planning.request_counts import HEADS_BEFORE_LIST, LOOKS_OF_A_LIST
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import buffered_round, waiting_record
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts

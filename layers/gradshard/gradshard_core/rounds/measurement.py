@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.gram import WHOLE, ExactSum
 from gradshard_core.aggregation.gram_sample import Sample, relative_errors
-from gradshard_core.aggregation.privacy import PrivacyMechanism
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.aggregation.robust_by_weight import Decision, Diagonal, Gram, norms_of
 from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.errors import PlanError

@@ -14,7 +14,7 @@ from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
-from gradshard_core.aggregation.privacy import private_sums_bytes
+from gradshard_core.aggregation.private_sum import private_sums_bytes
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import ROW_BYTES

@@ -12,7 +12,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.pricing import HEADS_BEFORE_LIST
+from gradshard_core.planning.request_counts import HEADS_BEFORE_LIST
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds.arrivals import arrived, newest_updates
 from gradshard_core.s3.store import S3Store

@@ -25,7 +25,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import sampling
-from gradshard_core.trainings.ended_round import ended, paused
+from gradshard_core.trainings.pause_or_end import ended, paused
 
 LOOKS_FOR_MEMBERS: Final = 60
 """The number of looks for enough members before the training pauses."""

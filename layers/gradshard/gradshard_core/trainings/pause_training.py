@@ -9,7 +9,8 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import RUNNING, TrainingState, change_state
 from gradshard_core.rounds.aws_callbacks import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.ended_round import delete_dropped_keys, dropping_keys, paused
+from gradshard_core.trainings.ended_round import delete_dropped_keys, dropping_keys
+from gradshard_core.trainings.pause_or_end import paused
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 
