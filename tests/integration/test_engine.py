@@ -11,7 +11,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from gradshard.deployment.engine_patches import PROCESSES_OF_A_FUNCTION
+from gradshard.deployment.engine_lambda_patches import PROCESSES_OF_A_FUNCTION
 from gradshard.deployment.local_engine import Engine
 
 STUB = """
