@@ -48,7 +48,7 @@ def test_the_function_sends_its_token_back(
     handler = vars(load("finalize_round"))["handler"]
     module = handler.__wrapped__.__globals__
     monkeypatch.setitem(module, "finalize_round", lambda *_: dict(outcome))
-    monkeypatch.setattr(module["emf"], "rejected", lambda *_: None)
+    monkeypatch.setattr(module["embedded_metrics"], "rejected", lambda *_: None)
 
     handler.__wrapped__({"round": "r"}, None)
     assert sent == []

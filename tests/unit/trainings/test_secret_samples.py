@@ -23,7 +23,7 @@ from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
-from gradshard_core.rounds import admission, arrivals, end_of_wait, first_plan, plan_assembly
+from gradshard_core.rounds import arrivals, end_of_wait, first_plan, layout_examiner, plan_assembly
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.trainings.sampling import draw_in_secret
@@ -212,7 +212,7 @@ def test_nobody_is_left_out_because_of_who_else_came(
     many: bool,
 ) -> None:
     # Two updates with their tensors in another order are more than tasks have memory for.
-    machine.patch.setattr(admission, "MAX_RUNS", 1)
+    machine.patch.setattr(layout_examiner, "MAX_RUNS", 1)
     note, others = machine.before_round, CLIENTS[:12] if many else CLIENTS[:1]
     machine.skipped = {*CLIENTS[:12]}
 

@@ -1,8 +1,9 @@
 """Abort a round: delete its unfinished objects, and record the cause."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
 from gradshard_core.formats.keys import RoundKeys
@@ -46,30 +47,20 @@ def abort_round(
         ``status`` ``failed`` with ``error`` and ``cause``; or ``completed`` if the round had in
         fact ended well and only the answer was lost.
     """
-    error, cause = plain_failure(error, cause)
-    if task is not None:
-        cause = f"task {task['number']} of level {task['level']}: {cause}"
-    cause = cause[: aws_callbacks.MAX_CAUSE]
+    error, cause = _plain(error, cause, task)
     try:
         keys = RoundKeys(round_id)
     except SpecError:
         # No object can be named after such a round; the execution alone keeps the cause.
         return {"status": FAILED, "error": error, "cause": cause}
-    try:
-        plan = read_plan(store, keys)
-        has_partials = plan is not None and len(plan.levels) > 1
-        dp = None if plan is None else plan.computation.dp
-        is_private = dp is not None
-    except BrokenObjectError:
-        # Maybe that is why the round is given up: what it would name is looked for.
-        plan, has_partials, is_private, dp = None, True, True, None
-    manifest = failed_manifest(store, keys, error, cause, plan)
+    begun = _read_begun(store, keys)
+    manifest = failed_manifest(store, keys, error, cause, begun.plan)
     # Before the manifest is there, so that who arrives from now on looks for it. And after that: a
     # late call of open_round may have looked for it before.
     end_waiting(store, keys)
     is_first = store.put_json(keys.manifest, manifest, replaces=None)
     end_waiting(store, keys)
-    server_optimizer = _apply_terms(store, keys, plan)
+    server_optimizer = _apply_terms(store, keys, begun.plan)
     outputs = [
         keys.result,
         *(next_model_keys(server_optimizer, round_id) if server_optimizer else ()),
@@ -77,7 +68,7 @@ def abort_round(
     # Of a round that ended well, too: finalize_round may have died between its manifest and this.
     for key in outputs:
         store.abort_open_uploads(key)
-    if has_partials:
+    if begun.has_partials:
         store.delete_versions(keys.partial_sums)
     is_completed = False
     try:
@@ -87,18 +78,56 @@ def abort_round(
     finally:
         # A later round takes the noise of one that ended well out of the model again. If the
         # manifest cannot be read, nobody else would delete the key.
-        if is_private and not (is_completed and keeps_noise_key(store, round_id, dp)):
+        if begun.is_private and not (is_completed and keeps_noise_key(store, round_id, begun.dp)):
             delete_noise_key(store, keys)
     if is_completed:
-        if server_optimizer:
-            model_registry.note_current(store, server_optimizer.model)
-        aws_callbacks.publish("RoundCompleted", {"round": round_id, "bucket": store.bucket})
-        return {"status": COMPLETED}
+        return _tell_completed(store, keys, server_optimizer)
     _drop(store, outputs)
     _release(store, keys, server_optimizer)
-    aws_callbacks.publish(
-        "RoundFailed", {"round": round_id, "bucket": store.bucket, "cause": manifest["cause"]}
-    )
+    return _tell_failed(store, keys, manifest)
+
+
+def _plain(error: str, cause: str, task: Mapping[str, int] | None) -> tuple[str, str]:
+    """Return an error and its cause without JSON, not longer than AWS takes."""
+    error, cause = plain_failure(error, cause)
+    if task is not None:
+        cause = f"task {task['number']} of level {task['level']}: {cause}"
+    return error, cause[: aws_callbacks.MAX_CAUSE]
+
+
+class _Begun(NamedTuple):
+    """The objects that a round may have begun to write, by its plan."""
+
+    plan: Plan | None
+    has_partials: bool
+    is_private: bool
+    dp: PrivacyMechanism | None
+
+
+def _read_begun(store: S3Store, keys: RoundKeys) -> _Begun:
+    try:
+        plan = read_plan(store, keys)
+    except BrokenObjectError:
+        # Maybe that is why the round is given up: what it would name is looked for.
+        return _Begun(None, has_partials=True, is_private=True, dp=None)
+    dp = None if plan is None else plan.computation.dp
+    return _Begun(plan, plan is not None and len(plan.levels) > 1, dp is not None, dp)
+
+
+def _tell_completed(
+    store: S3Store, keys: RoundKeys, optimizer: ServerOptimizer | None
+) -> dict[str, Any]:
+    """Tell of a round that had in fact ended well."""
+    if optimizer:
+        model_registry.note_current(store, optimizer.model)
+    aws_callbacks.publish("RoundCompleted", {"round": keys.round_id, "bucket": store.bucket})
+    return {"status": COMPLETED}
+
+
+def _tell_failed(store: S3Store, keys: RoundKeys, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Tell of a round that has failed, with the cause that its manifest keeps."""
+    told = {"round": keys.round_id, "bucket": store.bucket, "cause": manifest["cause"]}
+    aws_callbacks.publish("RoundFailed", told)
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
 
 
