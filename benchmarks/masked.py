@@ -24,7 +24,7 @@ from benchmarks import runs
 from gradshard.client.mask import Mask, MaskedContent, masked
 from gradshard.client.upload_source import TensorContent
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone
+from gradshard_core.aggregation.kernel import Addition, Reduction, Source, WeightedRange
 from gradshard_core.aggregation.ring_noise import RingNoise
 from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.formats.layout import Layout, Span
@@ -103,9 +103,9 @@ def add(
     """Run the kernel over all inputs, of which the last one has another weight."""
     weights: list[float | None] = [ADDED] * (len(sources) - 1)
     nbytes = spans[-1].end
-    zones = [Zone(0, nbytes, [*weights, last])]
+    weighted_ranges = [WeightedRange(0, nbytes, [*weights, last])]
     return cost(
-        lambda: kernel.aggregate(sources, zones, reduction, spans, lambda _: None),
+        lambda: kernel.aggregate(sources, weighted_ranges, reduction, spans, lambda _: None),
         CLIENTS * nbytes,
     )
 

@@ -127,7 +127,7 @@ def start(federation: Federation, seconds: float) -> dict[str, Training]:
     found = {}
     modes: dict[str, dict[str, Any]] = {
         ROUNDS_MODE: {"sample": 3, "over_selection": 0.5, "min_clients": 2},
-        BUFFERED_MODE: {"mode": "buffered", "buffer": 3, "min_clients": 1},
+        BUFFERED_MODE: {"mode": "buffered", "updates_per_version": 3, "min_clients": 1},
     }
     for name, options in modes.items():
         federation.model(name).put(FIRST)

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
-from gradshard_core.aggregation.kernel import Addition, Reduction, Source, Zone, aggregate
+from gradshard_core.aggregation.kernel import Addition, Reduction, Source, WeightedRange, aggregate
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.formats.layout import Layout
 from stragglers import data, network, program
@@ -138,9 +138,9 @@ def combine(
 
     def run(reduction: Reduction, weights: Sequence[float], ranges: Sequence[Any]) -> bytes:
         sources: list[Source] = [InMemory(row.tobytes()) for row in updates.astype("<f4")]
-        zones = [Zone(start, end, weights) for start, end in ranges]
+        weighted_ranges = [WeightedRange(start, end, weights) for start, end in ranges]
         out = bytearray()
-        aggregate(sources, zones, reduction, layout.spans, out.extend)
+        aggregate(sources, weighted_ranges, reduction, layout.spans, out.extend)
         return bytes(out)
 
     weights = [n / sum(samples) for n in samples]

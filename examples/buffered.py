@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from attacks import InMemory
-from gradshard_core.aggregation.kernel import Addition, Source, Zone, aggregate
+from gradshard_core.aggregation.kernel import Addition, Source, WeightedRange, aggregate
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.staleness import InboxSpec
@@ -91,8 +91,8 @@ class Federation:
         layout = Layout.pack([("model", "F32", self.models[-1].shape)])
         sources: list[Source] = [InMemory(change.astype("<f4").tobytes()) for change in changes]
         out = bytearray()
-        zones = [Zone(0, layout.nbytes, list(weights))]
-        aggregate(sources, zones, Addition(), layout.spans, out.extend)
+        weighted_ranges = [WeightedRange(0, layout.nbytes, list(weights))]
+        aggregate(sources, weighted_ranges, Addition(), layout.spans, out.extend)
         average = np.frombuffer(bytes(out), "<f4")
         model, _ = self.optimizer.step(len(self.models), self.models[-1], average, ())
         self.models.append(model)

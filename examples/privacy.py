@@ -18,7 +18,7 @@ import numpy as np
 import attacks
 from gradshard.client.privacy_accounting import epsilon_of
 from gradshard_core.aggregation.gram import Measuring, chunk_ranges
-from gradshard_core.aggregation.kernel import Reduction, Source, Zone, aggregate
+from gradshard_core.aggregation.kernel import Reduction, Source, WeightedRange, aggregate
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.noisy_fixed_point import NoisyFixedPoint
 from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
@@ -66,9 +66,9 @@ def combine(
         reduction: Reduction, weights: Sequence[float], ranges: Sequence[Any], *more: Source
     ) -> bytes:
         sources = [attacks.InMemory(row.tobytes()) for row in updates.astype("<f4")]
-        zones = [Zone(start, end, weights) for start, end in ranges]
+        weighted_ranges = [WeightedRange(start, end, weights) for start, end in ranges]
         out = bytearray()
-        aggregate([*sources, *more], zones, reduction, layout.spans, out.extend)
+        aggregate([*sources, *more], weighted_ranges, reduction, layout.spans, out.extend)
         return bytes(out)
 
     measuring = Measuring(len(updates), pairs=False)
@@ -99,9 +99,9 @@ def combine_masked(
     fixed = parse_masking({"keeper": "0" * 64, **given}).fixed(clients, elements)
 
     def add(sources: Sequence[Source], last: float, reduction: Reduction) -> bytes:
-        zones = [Zone(0, layout.nbytes, [ADDED] * (len(sources) - 1) + [last])]
+        weighted_ranges = [WeightedRange(0, layout.nbytes, [ADDED] * (len(sources) - 1) + [last])]
         out = bytearray()
-        aggregate(sources, zones, reduction, spans, out.extend)
+        aggregate(sources, weighted_ranges, reduction, spans, out.extend)
         return bytes(out)
 
     masked, masks = [], list[Source]()

@@ -481,7 +481,7 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
         "iam-pace",
         rounds=3,
         mode="buffered",
-        buffer=1,
+        updates_per_version=1,
         max_staleness=0,
         server_optimizer={"optimizer": "fedavg", "model": "iam-pace"},
         timeout=600,

@@ -85,7 +85,7 @@ def test_holders_of_tickets_take_part_in_a_buffered_training(
     training = federation.train(
         "buffered-tickets",
         mode="buffered",
-        buffer=2,
+        updates_per_version=2,
         rounds=3,
         clients=CLIENTS,
         server_optimizer={"optimizer": "fedavg", "model": "buffered-tickets"},

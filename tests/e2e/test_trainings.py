@@ -317,7 +317,7 @@ def test_a_buffered_training_counts_every_update_once_and_can_be_replayed(
     training = federation.train(
         "buffered",
         mode="buffered",
-        buffer=2,
+        updates_per_version=2,
         rounds=6,
         clients=[*paces],
         server_optimizer={"optimizer": "fedavg", "model": "buffered"},

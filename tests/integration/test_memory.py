@@ -282,7 +282,7 @@ from gradshard_core.planning.plan_json import parse_plan
 reset_peak_memory()
 idle = peak_memory_mb()
 plan = parse_plan(json.loads(Path(sys.argv[1]).read_bytes()))
-zones = plan.zones(0, len(plan.contributors))
+weighted_ranges = plan.weighted_ranges(0, len(plan.contributors))
 print(peak_memory_mb() - idle)
 """
 

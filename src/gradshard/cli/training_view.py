@@ -58,7 +58,7 @@ def render(name: str, view: View, now: datetime) -> RenderableType:
     facts.add_row("rounds", cell(f"{state.completed} of {spec.rounds}"))
     if spec.is_buffered:
         facts.add_row("version", cell(state.version or ""))
-        facts.add_row("buffer", cell(buffer_of(view)))
+        facts.add_row("waiting", cell(waiting_of(view)))
     if state.cause:
         facts.add_row("cause", cell(state.cause))
     elif records and not records[-1]["is_completed"]:
@@ -162,10 +162,10 @@ def _rounds(spec: TrainingSpec, records: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def buffer_of(view: View) -> str:
+def waiting_of(view: View) -> str:
     """Return the number of updates that wait for the next version, with their staleness."""
     newest = view.state.version or 0
-    text = f"{len(view.waits)} of {view.spec.buffer}"
+    text = f"{len(view.waits)} of {view.spec.updates_per_version}"
     if view.waits:
         text += f", staleness {_staleness([newest - arrival.version for arrival in view.waits])}"
     return text
@@ -203,7 +203,7 @@ def line_of(view: View) -> str:
     state, invitation, progress = view.state, view.state.invitation, view.progress
     text = f"{state.status}: {pluralize(state.completed, 'round')} completed"
     if view.spec.is_buffered:
-        text += f"; version {state.version}, {buffer_of(view)} wait"
+        text += f"; version {state.version}, {waiting_of(view)} wait"
     if invitation is not None and progress is not None and not invitation.is_open:
         arrived = f"{len(progress.arrived)} of {invitation.awaited} updates"
         text += f"; round {invitation.round_id}: {arrived}"

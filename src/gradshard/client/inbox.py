@@ -24,7 +24,7 @@ class Inbox(Round):
 
     def __init__(self, stack: Stack, keys: TrainingKeys, spec: TrainingSpec, version: int) -> None:
         super().__init__(stack, keys.inbox(version).round_id)
-        self._spec = spec.buffer_spec(keys.name, version, None)
+        self._spec = spec.buffered_round_spec(keys.name, version, None)
         self._version = version
 
     def _opened(self) -> tuple[RoundSpec, dict[str, Any] | None]:

@@ -111,13 +111,16 @@ class RangeRecomputer:
             _LazyBytes(partial(self._input, level, number, start, end)) for number in numbers
         ]
         total = bytearray()
-        zones = plan.input_zones(task, start)
+        weighted_ranges = plan.input_ranges(task, start)
         reduction = plan.reduction(level, len(sources))
         if plan.masking is not None and plan.masking.answer is not None and plan.is_last(level):
             masks = partial(self._masked, plan.masking.answer, 0, start, end)
             sources.append(_LazyBytes(masks))
-            zones = [zone._replace(weights=[*zone.weights, SUBTRACTED]) for zone in zones]
-        kernel.aggregate(sources, zones, reduction, plan.input_spans, total.extend)
+            weighted_ranges = [
+                weighted_range._replace(weights=[*weighted_range.weights, SUBTRACTED])
+                for weighted_range in weighted_ranges
+            ]
+        kernel.aggregate(sources, weighted_ranges, reduction, plan.input_spans, total.extend)
         return total
 
     def _input(self, level: int, number: int, start: int, end: int) -> memoryview:

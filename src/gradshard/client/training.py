@@ -326,7 +326,7 @@ class Training:
     def waiting(self) -> list[UncountedUpdate]:
         """Return the updates that wait in a buffered training, in the order of their arrival.
 
-        A client has ``updates_per_client`` of them in the next buffer; its later ones are not
+        A client has ``updates_per_client`` of them in the next version; its later ones are not
         listed.
 
         Raises

@@ -40,7 +40,7 @@ class TrainingOptions(RoundOptions, total=False):
     """
 
     mode: str | None
-    buffer: int | None
+    updates_per_version: int | None
     updates_per_client: int | None
     max_staleness: int | None
     staleness_exponent: float | None

@@ -79,24 +79,24 @@ def participation(
     invited: Counter[str] = Counter()
     counted: Counter[str] = Counter()
     rejected: Counter[str] = Counter()
-    in_buffers: Counter[str] = Counter()
+    in_versions: Counter[str] = Counter()
     last: dict[str, int] = {}
     for record in records:
-        # A buffer may have several updates of a client.
+        # A version may have several updates of a client.
         averaged, bad = (
             [sender_of(name) for name in record[kind]] for kind in ("contributors", "rejected")
         )
         if not record["is_completed"]:
             averaged = []
         counted.update(averaged)
-        (rejected if record["clients"] else in_buffers).update(bad)
+        (rejected if record["clients"] else in_versions).update(bad)
         if rejections is None:
             invited.update(record["clients"])
         else:
             invited.update([*averaged, *(bad if record["clients"] else ())])
         last |= dict.fromkeys(averaged, record["number"])
     # The bucket deletes rejections after a time, so that only the records may have them.
-    buffered = in_buffers | Counter(rejections or {})
+    buffered = in_versions | Counter(rejections or {})
     invited, rejected = invited + buffered, rejected + buffered
     return [
         {

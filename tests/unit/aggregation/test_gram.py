@@ -20,7 +20,7 @@ from gradshard_core.aggregation.gram import (
     count_matrices,
     cut_chunks,
 )
-from gradshard_core.aggregation.kernel import NonFiniteSumError, Source, Zone, aggregate
+from gradshard_core.aggregation.kernel import NonFiniteSumError, Source, WeightedRange, aggregate
 from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.formats.layout import Layout, Span
 from gradshard_core.planning import memory_projection
@@ -57,8 +57,8 @@ def measure(
         reduction = Measuring(len(updates), buffers, pairs=pairs)
         sources: list[Source] = [MemorySource(data[start:end]) for data in raw]
         chunks = chunk_ranges(layout.spans, layout.nbytes, start, end, at_once)
-        zones = [Zone(*range_, [1.0] * len(updates)) for range_ in chunks]
-        aggregate(sources, zones, reduction, spans, lambda _: None)
+        weighted_ranges = [WeightedRange(*range_, [1.0] * len(updates)) for range_ in chunks]
+        aggregate(sources, weighted_ranges, reduction, spans, lambda _: None)
         total.add_json(reduction.products.to_json())
     return total.rounded() if pairs else [total.rounded_diagonal()]
 

@@ -8,7 +8,7 @@ import pytest
 
 from gradshard_core.aggregation.gram import ExactSum, Measuring, chunk_ranges, cut_chunks
 from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample, relative_errors
-from gradshard_core.aggregation.kernel import Zone, aggregate
+from gradshard_core.aggregation.kernel import WeightedRange, aggregate
 from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.formats.layout import Span
 from tests.unit.aggregation.test_kernel import MemorySource
@@ -24,9 +24,11 @@ def measure(
         for start, end in sample.stretches(spans, nbytes, first, last):
             reduction = Measuring(len(updates))
             ones = [1.0] * len(updates)
-            zones = [Zone(*c, ones) for c in chunk_ranges(spans, nbytes, start, end)]
+            weighted_ranges = [
+                WeightedRange(*c, ones) for c in chunk_ranges(spans, nbytes, start, end)
+            ]
             sources = [MemorySource(u.tobytes()[start:end]) for u in updates]
-            aggregate(sources, zones, reduction, spans, lambda _: None)
+            aggregate(sources, weighted_ranges, reduction, spans, lambda _: None)
             total.add_sum(reduction.products)
             squares.append(reduction.products.rounded_diagonal())
     return total.rounded(), squares

@@ -15,7 +15,7 @@ from gradshard_core.aggregation.kernel import (
     Addition,
     NonFiniteSumError,
     Source,
-    Zone,
+    WeightedRange,
     aggregate,
     find_nonfinite,
 )
@@ -70,8 +70,8 @@ def sources_of(plan: Plan, task: Task, blobs: Sequence[bytes]) -> tuple[list[Sou
     depth = max(1, len(plan.levels[0].order))
     # As the test at hand has made it.
     size = vars(kernel)["block_bytes"](len(contributors), depth, is_disordered=is_disordered)
-    zone = Zone(task.start, task.end, [])
-    blocks = [(a, b) for _, a, b in kernel.blocks([zone], plan.layout.spans, size)]
+    weighted_range = WeightedRange(task.start, task.end, [])
+    blocks = [(a, b) for _, a, b in kernel.blocks([weighted_range], plan.layout.spans, size)]
     memory = memoryview(bytearray(vars(streams)["SLICE_BYTES"] + size))
     return [
         ReorderedStream(
@@ -144,8 +144,8 @@ def execute(plan: Plan, blobs: Sequence[bytes]) -> bytes:
                 is_disordered=is_disordered,
             )
             out = bytearray()
-            zone = Zone(task.start, task.end, weights)
-            aggregate(sources, [zone], addition, plan.layout.spans, out.extend)
+            weighted_range = WeightedRange(task.start, task.end, weights)
+            aggregate(sources, [weighted_range], addition, plan.layout.spans, out.extend)
             written[task.number] = bytes(out)
             if not plan.is_last(number):
                 assert len(out) == sums_bytes(plan.layout.spans, task.start, task.end)
@@ -305,7 +305,11 @@ def test_a_source_that_breaks_stops_the_task() -> None:
     header = parse_header(blob[8 : 8 + header_length(blob, len(blob))], len(blob))
     with pytest.raises(OSError, match="reset"):
         aggregate(
-            [Broken(b"")], [Zone(0, 40, [1.0])], Addition(), header.layout.spans, bytearray().extend
+            [Broken(b"")],
+            [WeightedRange(0, 40, [1.0])],
+            Addition(),
+            header.layout.spans,
+            bytearray().extend,
         )
 
 
@@ -326,8 +330,8 @@ def test_the_sender_of_a_nan_is_found(dtype: str, bad: float) -> None:
     header = parse_header(blobs[0][8 : 8 + header_length(blobs[0], len(blobs[0]))], len(blobs[0]))
     start, end = caught.value.position, header.layout.nbytes
     sources = [MemorySource(blob[header.data_offset + start :]) for blob in blobs]
-    zone = Zone(start, end, [1.0] * 3)
-    assert find_nonfinite(sources, [zone], Addition(), header.layout.spans) == {
+    weighted_range = WeightedRange(start, end, [1.0] * 3)
+    assert find_nonfinite(sources, [weighted_range], Addition(), header.layout.spans) == {
         1: 28 + 300_123 * size
     }
 

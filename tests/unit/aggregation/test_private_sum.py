@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation.gram import ExactSum, Measuring
-from gradshard_core.aggregation.kernel import Zone, aggregate
+from gradshard_core.aggregation.kernel import WeightedRange, aggregate
 from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.aggregation.private_sum import PrivateSum
 from gradshard_core.formats.layout import Span
@@ -27,11 +27,13 @@ class Bytes:
 def measured(update: np.ndarray) -> float:
     """Return the length of an F32 update as tasks measure it."""
     reduction, total = Measuring(1, pairs=False), ExactSum(1, pairs=False)
-    zones = [
-        Zone(start, min(start + 65536, update.nbytes), [1.0])
+    weighted_ranges = [
+        WeightedRange(start, min(start + 65536, update.nbytes), [1.0])
         for start in range(0, update.nbytes, 65536)
     ]
-    aggregate([Bytes(update)], zones, reduction, [Span("F32", 0, update.nbytes)], lambda _: None)
+    aggregate(
+        [Bytes(update)], weighted_ranges, reduction, [Span("F32", 0, update.nbytes)], lambda _: None
+    )
     total.add_json(reduction.products.to_json())
     return math.sqrt(total.rounded_diagonal()[0])
 
@@ -45,12 +47,12 @@ def private_sum(updates: list[np.ndarray], mechanism: PrivacyMechanism) -> np.nd
     ]
     weights = list(mechanism.decide(gram, [1] * len(updates)).weights)
     written = bytearray()
-    zones = [Zone(0, updates[0].nbytes, weights)]
+    weighted_ranges = [WeightedRange(0, updates[0].nbytes, weights)]
     sources = [*map(Bytes, updates), Bytes(np.zeros(size, np.int64))]
     # The step is one, so that the sums are whole numbers.
     aggregate(
         sources,
-        zones,
+        weighted_ranges,
         PrivateSum(1.0, 1),
         [Span("F32", 0, updates[0].nbytes)],
         written.extend,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.fixed_point import FixedPoint
-from gradshard_core.aggregation.kernel import Zone
+from gradshard_core.aggregation.kernel import WeightedRange
 from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.sharding import aligned, sums_bytes
 from gradshard_core.formats.dtypes import DTYPES, in_ring, unmasked
@@ -41,8 +41,8 @@ def summed(
         first = sums_bytes(spans, 0, start)
         length = sums_bytes(spans, start, end)
         sources = [InMemory(data.tobytes()[first : first + length]) for data in inputs]
-        zones = [Zone(start, end, weights)] if start < end else []
-        kernel.aggregate(sources, zones, reduction, spans, out.extend)
+        weighted_ranges = [WeightedRange(start, end, weights)] if start < end else []
+        kernel.aggregate(sources, weighted_ranges, reduction, spans, out.extend)
     return bytes(out)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import kernel, robust_by_element
-from gradshard_core.aggregation.kernel import NonFiniteSumError, Zone, aggregate
+from gradshard_core.aggregation.kernel import NonFiniteSumError, WeightedRange, aggregate
 from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.layout import Layout
@@ -34,9 +34,9 @@ def combine(
     reduction = parse_robust_rule(rule).reduction(is_disordered=False)
     out = bytearray()
     for shard in cut_shards(layout.spans, layout.nbytes, shards):
-        zone = Zone(shard.start, shard.end, [1.0] * len(updates))
+        weighted_range = WeightedRange(shard.start, shard.end, [1.0] * len(updates))
         sources = [MemorySource(data[shard.start : shard.end]) for data in raw]
-        aggregate(sources, [zone], reduction, layout.spans, out.extend)
+        aggregate(sources, [weighted_range], reduction, layout.spans, out.extend)
     return {
         t.name: np.frombuffer(out[t.start : t.end], reference.NUMPY[t.dtype]).reshape(t.shape)
         for t in layout.tensors

@@ -390,7 +390,9 @@ def test_a_relative_path_of_a_program_is_that_of_the_shell(
 def test_a_buffered_training_shows_its_version_its_buffer_and_staleness(
     federation: Federation, run: Run
 ) -> None:
-    started = run(*START, "--mode", "buffered", "--buffer", "4", "--max-staleness", "3")
+    started = run(
+        *START, "--mode", "buffered", "--updates-per-version", "4", "--max-staleness", "3"
+    )
     assert started.exit_code == 0, started.output
     assert federation.training("t").spec().staleness == 3
     keys, store = TrainingKeys("t"), federation.stack.store
@@ -402,7 +404,7 @@ def test_a_buffered_training_shows_its_version_its_buffer_and_staleness(
     store.put_json(keys.record("t-00002"), record)
     text = " ".join(run("train", "show", "t").output.split())
     assert "version 5" in text
-    assert "buffer 2 of 4, staleness 1.0, at most 2" in text
+    assert "waiting 2 of 4, staleness 1.0, at most 2" in text
     assert "round t-00003, everybody trains" in text
     assert "1.5, at most 3" in text
     assert "1 of 4" in text

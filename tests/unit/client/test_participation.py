@@ -425,7 +425,7 @@ def test_metrics_of_an_evaluation_that_were_rejected_are_told(world: World) -> N
 def test_a_rejection_by_the_end_of_a_buffered_training_is_told(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    spec = {**SPEC, "mode": "buffered", "buffer": 2}
+    spec = {**SPEC, "mode": "buffered", "updates_per_version": 2}
     world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
     everybody = Invitation("t-00001", 1, 0, False, (), 2, 1, {"lr": 1.0})
     world.show(invitation=everybody, version=1)
@@ -445,7 +445,7 @@ def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Versions appear as the client sleeps; the first update is rejected, the second one counts."""
-    spec = {**SPEC, "mode": "buffered", "buffer": 2}
+    spec = {**SPEC, "mode": "buffered", "updates_per_version": 2}
     world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
     model, reads = Model(world.stack), list[str]()
 

@@ -30,9 +30,9 @@ def test_a_hundred_rounds_of_ten_clients_cost_what_the_documentation_says(nbytes
 
 
 def test_a_hundred_versions_of_ten_updates_cost_what_the_documentation_says() -> None:
-    fields = {"rounds": 100, "mode": "buffered", "buffer": 10}
+    fields = {"rounds": 100, "mode": "buffered", "updates_per_version": 10}
     spec = parse_training_spec({**fields, "round": {"server_optimizer": "fedavg"}})
-    terms = spec.buffer_spec("t", 1, None)
+    terms = spec.buffered_round_spec("t", 1, None)
     assert 100 * training_cost.projected(terms, 10_000_000, AGGREGATOR) == pytest.approx(
         0.065, abs=5e-3
     )

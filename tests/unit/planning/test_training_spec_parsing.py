@@ -15,7 +15,7 @@ from gradshard_core.trainings.sampling import count_invited
 ROUND = {"server_optimizer": "fedavg"}
 MODELS = {"optimizer": "fedavg", "updates": "models"}
 DP = {"clip": 1.0, "noise_multiplier": 1.0, "delta": 1e-5}
-BUFFERED = {"mode": "buffered", "buffer": 3}
+BUFFERED = {"mode": "buffered", "updates_per_version": 3}
 TERMS = {"bound": 1.0, "max_samples": 100, "keeper": "ab" * 32}
 MASKED: dict[str, Any] = {"round": {**ROUND, "masked": TERMS}}
 TREE: dict[str, Any] = {
@@ -78,12 +78,18 @@ def parse(**fields: Any) -> TrainingSpec:
         ),
         ({"sample": 100_000, "poll_interval": 18}, "give 19 s or more"),
         ({"mode": "fast"}, "mode is 'fast', not one of synchronous, buffered"),
-        ({"mode": "buffered"}, "mode 'buffered' needs buffer"),
-        ({"buffer": 3}, "buffer is for mode 'buffered': give mode, too"),
+        ({"mode": "buffered"}, "mode 'buffered' needs updates_per_version"),
+        ({"updates_per_version": 3}, "updates_per_version is for mode 'buffered': give mode, too"),
         ({"max_staleness": 3}, "max_staleness is for mode 'buffered'"),
-        ({**BUFFERED, "buffer": 0}, "buffer is 0, not a whole number from 1 to 1024"),
+        (
+            {**BUFFERED, "updates_per_version": 0},
+            "updates_per_version is 0, not a whole number from 1 to 1024",
+        ),
         ({**BUFFERED, "sample": 2}, "leave out sample"),
-        ({**MASKED, "mode": "buffered", "buffer": 3}, "masked: leave out mode 'buffered': a seed"),
+        (
+            {**MASKED, "mode": "buffered", "updates_per_version": 3},
+            "masked: leave out mode 'buffered': a seed",
+        ),
         ({**MASKED, "evaluate_every": 1}, "masked: leave out evaluate_every: evaluations send"),
         ({**MASKED, "stop": {"metric": "loss", "at_most": 1}}, "leave out stop: .* no metrics"),
         ({"round": {**MASKED["round"], "rule": "median"}}, "masked: leave out rule"),
@@ -97,8 +103,11 @@ def parse(**fields: Any) -> TrainingSpec:
             "no room for 700 clients of up to 100 samples with 16 bits: take at most 15 bits",
         ),
         ({**MASKED, "sample": 500, "over_selection": 0.4}, "no room for 700 clients"),
-        ({**BUFFERED, "clients": ["a", "b"]}, "buffer is 3, and clients has 2"),
-        ({**BUFFERED, "buffer": 373}, r"buffer × \(max_staleness \+ 1\) is 4103, over 4096"),
+        ({**BUFFERED, "clients": ["a", "b"]}, "updates_per_version is 3, and clients has 2"),
+        (
+            {**BUFFERED, "updates_per_version": 373},
+            r"updates_per_version × \(max_staleness \+ 1\) is 4103, over 4096",
+        ),
         ({**BUFFERED, "staleness_exponent": -1}, "staleness_exponent is -1, not a number from 0"),
         ({**BUFFERED, "round": {**ROUND, "rule": "median"}}, "median counts every update alike"),
         ({**BUFFERED, "round": {**ROUND, "rule": "fill"}}, "do not go with rule"),
@@ -157,7 +166,7 @@ EXAMPLES: dict[str, Any] = {
     "rounds": 3,
     "round": {**ROUND, "timeout": 60},
     "mode": "buffered",
-    "buffer": 2,
+    "updates_per_version": 2,
     "updates_per_client": 2,
     "max_staleness": 4,
     "staleness_exponent": 1.0,
@@ -180,8 +189,14 @@ EXAMPLES: dict[str, Any] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_survives_json(name: str) -> None:
     fields = {**GOOD, name: EXAMPLES[name]}
-    if name in {"mode", "buffer", "updates_per_client", "max_staleness", "staleness_exponent"}:
-        fields |= {"mode": "buffered", "buffer": 2}
+    if name in {
+        "mode",
+        "updates_per_version",
+        "updates_per_client",
+        "max_staleness",
+        "staleness_exponent",
+    }:
+        fields |= {"mode": "buffered", "updates_per_version": 2}
     if name == "over_selection":
         fields["sample"] = 2
     if name == "noise_tree":
@@ -302,7 +317,7 @@ def test_a_robust_rule_invites_no_more_clients_than_it_takes() -> None:
         ({"round": KRUM, "clients": ["a", "b"]}, "7 clients are needed for a round"),
         ({"round": {**ROUND, "min_clients": 5}, "sample": 3}, "over the 3 expected clients"),
         ({"round": {**ROUND, "rule": {"name": "krum", "f": 40}}}, "give f of at most 30"),
-        ({"round": KRUM, "mode": "buffered", "buffer": 3}, "needs at least 7 updates"),
+        ({"round": KRUM, "mode": "buffered", "updates_per_version": 3}, "needs at least 7 updates"),
     ],
 )
 def test_too_few_or_too_many_clients_for_the_rule(fields: dict[str, Any], why: str) -> None:

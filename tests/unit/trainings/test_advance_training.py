@@ -401,7 +401,9 @@ def test_everybody_who_joined_is_invited_and_whoever_left_is_not(machine: Machin
     assert invited == [["ann", "bo"], ["ann", "bo", "cy"], ["bo", "cy"]]
 
 
-@pytest.mark.parametrize("mode", [{}, {"mode": "buffered", "buffer": 2, "evaluate_every": 1}])
+@pytest.mark.parametrize(
+    "mode", [{}, {"mode": "buffered", "updates_per_version": 2, "evaluate_every": 1}]
+)
 def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
     machine: Machine, mode: dict[str, Any]
 ) -> None:

@@ -35,7 +35,7 @@ def new_machine(monkeypatch: pytest.MonkeyPatch) -> NewMachine:
 
 
 def options(**more: Any) -> dict[str, Any]:
-    return {"mode": "buffered", "buffer": 2, "rounds": 8, "clients": [*PACES], **more}
+    return {"mode": "buffered", "updates_per_version": 2, "rounds": 8, "clients": [*PACES], **more}
 
 
 def bits(machine: BufferedMachine) -> dict[str, bytes]:
@@ -59,14 +59,14 @@ def discount(staleness: int, exponent: Fraction) -> float:
 
 def fedbuff(
     arrivals: list[tuple[str, int]],
-    buffer: int,
+    updates_per_version: int,
     exponent: Fraction = Fraction(1, 2),
     each: int = 1,
 ) -> tuple[list[dict[str, Any]], list[dict[tuple[str, int], int]]]:
     """FedBuff, algorithm 1 of Nguyen et al. 2022, in plain numpy, from who arrived in which order.
 
-    ``each`` updates per client in a buffer, weights n / Σn, additions in the order of the clients'
-    ids and versions. The second result has the staleness of each update of a buffer.
+    ``each`` updates per client in a version, weights n / Σn, additions in the order of the clients'
+    ids and versions. The second result has the staleness of each update of a version.
     """
     models, taken = [{n: t.copy() for n, t in MODEL.items()}], list[dict[tuple[str, int], int]]()
     waiting: list[tuple[str, int]] = []
@@ -77,9 +77,9 @@ def fedbuff(
             for number, (client, version) in enumerate(waiting)
             if [c for c, _ in waiting[:number]].count(client) < each
         ]
-        if len(first) < buffer:
+        if len(first) < updates_per_version:
             continue
-        chosen = first[:buffer]
+        chosen = first[:updates_per_version]
         waiting = [w for w in waiting if w not in chosen]
         newest = len(models)
         taken.append({(c, v): newest - v for c, v in chosen})
@@ -143,7 +143,9 @@ def test_a_buffer_counts_at_most_updates_per_client_of_a_client(
 
     machine.after_plan = meanwhile
     state = machine.start(
-        **options(clients=[*machine.paces], updates_per_client=each, buffer=3, rounds=8)
+        **options(
+            clients=[*machine.paces], updates_per_client=each, updates_per_version=3, rounds=8
+        )
     )
     assert state.completed == 8
     models, taken = fedbuff(machine.arrived, 3, each=each)
@@ -197,7 +199,7 @@ def test_other_exponents_weigh_by_their_definition(
     new_machine: NewMachine, exponent: float, power: Fraction
 ) -> None:
     machine = new_machine()
-    machine.start(**options(buffer=3, rounds=5, staleness_exponent=exponent))
+    machine.start(**options(updates_per_version=3, rounds=5, staleness_exponent=exponent))
     models, _ = fedbuff(machine.arrived, 3, power)
     assert bits(machine) == {name: tensor.tobytes() for name, tensor in models[5].items()}
 
@@ -305,7 +307,9 @@ def test_a_hundred_versions_have_the_same_bits_though_functions_die_at_random(
     }
     machine.after_plan, machine.deliver = lose, lambda event: [event] * rng.randint(1, 2)
     state = machine.start(
-        **options(rounds=100, buffer=3, max_staleness=100, evaluate_every=20, repeats=20)
+        **options(
+            rounds=100, updates_per_version=3, max_staleness=100, evaluate_every=20, repeats=20
+        )
     )
     assert (state.status, state.completed) == ("ended", 100)
     assert lost
@@ -458,7 +462,7 @@ def robust(rule: dict[str, Any], **more: Any) -> dict[str, Any]:
     optimizer = {"optimizer": "fedavg", "updates": "deltas"}
     return (
         options(
-            buffer=5,
+            updates_per_version=5,
             rounds=6,
             max_staleness=20,
             round={"rule": rule, "server_optimizer": optimizer},
@@ -468,7 +472,7 @@ def robust(rule: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def deltas_of(machine: BufferedMachine, buffer: Mapping[tuple[str, int], int]) -> list[Any]:
-    """The updates of a buffer in the order of their clients, each as one array of float64."""
+    """The updates of a version in the order of their clients, each as one array of float64."""
     found = []
     for client, version in sorted(buffer):
         base = machine.model.fetch(version=version)
@@ -483,7 +487,7 @@ def step_of(machine: BufferedMachine, version: int) -> Any:
 
 
 def test_clipped_updates_of_a_buffer_are_discounted(new_machine: NewMachine) -> None:
-    """w = n / Σn · min(1, C / ‖x‖) · (1 + τ)^-a, with C the median length of the buffer."""
+    """w = n / Σn · min(1, C / ‖x‖) · (1 + τ)^-a, with C the median length of its updates."""
     machine = new_machine({**PACES, "flo": 7.0})
     rule = {"name": "norm_clip"}
     state = machine.start(**robust(rule, clients=[*machine.paces]))
@@ -629,7 +633,7 @@ def open_training(new_machine: NewMachine) -> BufferedMachine:
     machine = new_machine({})
     for client in ("ann", "bo"):
         machine.store.put_bytes(machine.keys.member(client), b"")
-    spec = {"mode": "buffered", "buffer": 2, "rounds": 9, "max_staleness": 2}
+    spec = {"mode": "buffered", "updates_per_version": 2, "rounds": 9, "max_staleness": 2}
     event = {"training": "t", "spec": {**spec, "round": {"server_optimizer": "fedavg"}}}
     machine._call("StartTrainingFunction", {**event, "started": "2026-01-01T00:00:00+00:00"})
     machine._call("AdvanceTrainingFunction", {"training": "t", "run": 1, "step": 0})
@@ -815,7 +819,7 @@ def test_a_good_upload_counts_after_the_round_of_a_bad_one_has_failed(
         upload(machine, "ann", 1, GOOD if invitation.repetition else bad)
 
     machine.before_round = send
-    state = machine.start(**options(rounds=1, buffer=1))
+    state = machine.start(**options(rounds=1, updates_per_version=1))
     assert state.completed == 1
     ids = [record["round_id"] for record in machine.training.records()]
     assert ids == ["t-00001", "t-00001-again1"]
@@ -881,7 +885,7 @@ def test_too_few_updates_by_the_deadline_are_waited_for_again_and_then_it_pauses
 def test_the_deadline_closes_a_buffer_that_has_enough(new_machine: NewMachine) -> None:
     machine = new_machine({"ann": 3.0, "bo": 100.0})
     of_round = {"server_optimizer": "fedavg", "timeout": 60, "min_clients": 1}
-    machine.start(**options(rounds=2, buffer=2, round=of_round))
+    machine.start(**options(rounds=2, updates_per_version=2, round=of_round))
     assert [record["contributors"] for record in machine.training.records()] == [
         ["ann"],
         ["ann", "bo"],

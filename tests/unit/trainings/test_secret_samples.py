@@ -408,7 +408,7 @@ def test_a_training_waits_for_members_and_pauses_when_they_are_too_many(machine:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"mode": "buffered", "buffer": 3}, "a buffered training invites nobody"),
+        ({"mode": "buffered", "updates_per_version": 3}, "a buffered training invites nobody"),
         ({"round": ROUND | {"dp": None}}, "is for private rounds: give dp"),
         ({"round": ROUND | {"dp": DP | {"quantile": 0.5}}}, "leave out quantile"),
         ({"round": ROUND | {"min_clients": 5}}, "leave out min_clients"),

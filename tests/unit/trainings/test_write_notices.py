@@ -174,7 +174,7 @@ def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None
 def test_in_a_buffered_training_all_holders_can_send_an_update_from_the_newest_version(
     machine: Machine,
 ) -> None:
-    world = World(machine, mode="buffered", buffer=2)
+    world = World(machine, mode="buffered", updates_per_version=2)
     counted = {"1": {"ann": "aaaaaaaa", "cy": "cccccccc"}}
     world.show(open_for_all=True, counted=counted, suspects=["cy"])
     assert world.write() == {"training": "t", "written": 2}

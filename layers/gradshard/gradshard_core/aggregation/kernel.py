@@ -45,7 +45,7 @@ class NonFiniteSumError(GradshardError):
         self.position = position
 
 
-class Zone(NamedTuple):
+class WeightedRange(NamedTuple):
     """Bytes [start, end) of the layout in which inputs have these weights; None: not covered."""
 
     start: int
@@ -249,7 +249,7 @@ class _Workspace:
 
 def aggregate(
     sources: Sequence[Source],
-    zones: Iterable[Zone],
+    weighted_ranges: Iterable[WeightedRange],
     reduction: Reduction,
     spans: Sequence[Span],
     write: Callable[[memoryview], None],
@@ -259,9 +259,9 @@ def aggregate(
     Parameters
     ----------
     sources
-        One per input, in the order of the additions. Each yields the bytes of the zones that its
+        One per input, in the order of the additions. Each yields the bytes of the ranges that its
         input covers.
-    zones
+    weighted_ranges
         The range, divided into adjacent stretches with different weights.
     reduction
         The way to combine the inputs.
@@ -281,7 +281,7 @@ def aggregate(
         size, rows=rows, of_sums=reduction.of_sums, accumulator=reduction.accumulator
     )
     with np.errstate(all="ignore"):
-        for weights, block_start, block_end in blocks(zones, spans, size):
+        for weights, block_start, block_end in blocks(weighted_ranges, spans, size):
             block = workspace.carve(spans, block_start, block_end)
             reduction.take(sources, weights, block)
             position = block_start
@@ -297,7 +297,7 @@ def no_bound(_dtype: DType) -> float:
 
 def find_nonfinite(
     sources: Sequence[Source],
-    zones: Iterable[Zone],
+    weighted_ranges: Iterable[WeightedRange],
     reduction: Reduction,
     spans: Sequence[Span],
     bound_of: Callable[[DType], float] = no_bound,
@@ -307,8 +307,8 @@ def find_nonfinite(
     Parameters
     ----------
     sources
-        New streams of the inputs; each yields the bytes of the zones that its input covers.
-    zones
+        New streams of the inputs; each yields the bytes of the ranges that its input covers.
+    weighted_ranges
         The range to search.
     reduction
         The way in which the inputs were combined. It decides the size of the blocks that are read.
@@ -321,7 +321,7 @@ def find_nonfinite(
     workspace = _Workspace(size)
     found: dict[int, int] = {}
     with np.errstate(all="ignore"):
-        for weights, block_start, block_end in blocks(zones, spans, size):
+        for weights, block_start, block_end in blocks(weighted_ranges, spans, size):
             block = workspace.carve(spans, block_start, block_end)
             for index, source in enumerate(sources):
                 if index in found or weights[index] is None:
@@ -365,22 +365,26 @@ def steps(spans: Sequence[Span], start: int, end: int, size: int) -> Iterator[tu
         begin = stop
 
 
-def clip_zones(zones: Sequence[Zone], start: int, end: int) -> list[Zone]:
-    """Return the parts of ``zones`` that lie in [start, end)."""
+def clip_ranges(
+    weighted_ranges: Sequence[WeightedRange], start: int, end: int
+) -> list[WeightedRange]:
+    """Return the parts of ``weighted_ranges`` that lie in [start, end)."""
     return [
-        zone._replace(start=max(zone.start, start), end=min(zone.end, end))
-        for zone in zones
-        if zone.start < end and start < zone.end
+        weighted_range._replace(
+            start=max(weighted_range.start, start), end=min(weighted_range.end, end)
+        )
+        for weighted_range in weighted_ranges
+        if weighted_range.start < end and start < weighted_range.end
     ]
 
 
 def blocks(
-    zones: Iterable[Zone], spans: Sequence[Span], size: int
+    weighted_ranges: Iterable[WeightedRange], spans: Sequence[Span], size: int
 ) -> Iterator[tuple[Sequence[float | None], int, int]]:
-    """Yield zones in blocks of at most ``size`` bytes: weights, start and end of each."""
-    for zone in zones:
-        for start, end in steps(spans, zone.start, zone.end, size):
-            yield zone.weights, start, end
+    """Yield weighted ranges in blocks of at most ``size`` bytes: weights, start and end of each."""
+    for weighted_range in weighted_ranges:
+        for start, end in steps(spans, weighted_range.start, weighted_range.end, size):
+            yield weighted_range.weights, start, end
 
 
 def _add_all(

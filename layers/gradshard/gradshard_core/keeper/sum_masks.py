@@ -4,7 +4,7 @@ from functools import partial
 from typing import Any, Final
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.kernel import Source, WeightedRange
 from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
 from gradshard_core.aggregation.ring_sum import ADDED, RingSum
 from gradshard_core.errors import UnsentError
@@ -45,7 +45,9 @@ def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -
     ]
     stream = Stream.of(request.encoding)
     shard = stream.shards(work.tasks)[task]
-    zones = [Zone(shard.start, shard.end, [ADDED] * (len(seeds) + bool(stream.noise_terms)))]
+    weighted_ranges = [
+        WeightedRange(shard.start, shard.end, [ADDED] * (len(seeds) + bool(stream.noise_terms)))
+    ]
     retries = Retries(answers.meter, attempts=WRITE_TRIES)
     while True:
         sources: list[Source] = [KeyStream(seed, shard.start, shard.end) for seed in seeds]
@@ -64,7 +66,7 @@ def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -
         )
         try:
             with part as writer:
-                kernel.aggregate(sources, zones, RingSum(), stream.spans, writer.write)
+                kernel.aggregate(sources, weighted_ranges, RingSum(), stream.spans, writer.write)
         except UnsentError as error:
             retries.record_failure(str(error), partial(_last_error, error))
         else:

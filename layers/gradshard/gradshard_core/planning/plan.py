@@ -13,7 +13,7 @@ from typing import Any
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL
 from gradshard_core.aggregation.gram import Measuring, cut_chunks
-from gradshard_core.aggregation.kernel import Addition, Reduction, Zone, clip_zones
+from gradshard_core.aggregation.kernel import Addition, Reduction, WeightedRange, clip_ranges
 from gradshard_core.aggregation.model_buffers import clip_stretches
 from gradshard_core.aggregation.privacy_mechanism import Grid
 from gradshard_core.aggregation.private_sum import PrivateSum, private_sums_bytes
@@ -159,41 +159,44 @@ class Plan:
         """The group that was asked for last."""
         return {}
 
-    def zones(self, first: int, stop: int) -> list[Zone]:
+    def weighted_ranges(self, first: int, stop: int) -> list[WeightedRange]:
         """Return the weights of contributors [first, stop), along the layout."""
-        if (first, stop) not in self._zones:
-            self._zones.clear()
-            self._zones[first, stop] = self._make_zones(first, stop)
-        return self._zones[first, stop]
+        if (first, stop) not in self._weighted_ranges:
+            self._weighted_ranges.clear()
+            self._weighted_ranges[first, stop] = self._make_weighted_ranges(first, stop)
+        return self._weighted_ranges[first, stop]
 
     @cached_property
-    def _zones(self) -> dict[tuple[int, int], list[Zone]]:
-        """The zones of the group that was asked for last."""
+    def _weighted_ranges(self) -> dict[tuple[int, int], list[WeightedRange]]:
+        """The weighted ranges of the group that was asked for last."""
         return {}
 
-    def _make_zones(self, first: int, stop: int) -> list[Zone]:
+    def _make_weighted_ranges(self, first: int, stop: int) -> list[WeightedRange]:
         layers, contributors = self.layout.layers, self.group(first, stop)
         if not layers:
             weights = [contributor.weight for contributor in contributors]
-            zone = Zone(0, self.layout.nbytes, weights)
-            return list(self._cut_out_buffers(zone, contributors, None))
+            weighted_range = WeightedRange(0, self.layout.nbytes, weights)
+            return list(self._cut_out_buffers(weighted_range, contributors, None))
         weighed = self.computation.layers
         places = sorted(
             (start, end, number)
             for number, layer in enumerate(layers)
             for start, end in layer.ranges
         )
-        zones = [(Zone(start, end, weighed[n].weights[first:stop]), n) for start, end, n in places]
+        weighted_ranges = [
+            (WeightedRange(start, end, weighed[n].weights[first:stop]), n)
+            for start, end, n in places
+        ]
         return [
             cut
-            for zone, number in zones
-            for cut in self._cut_out_buffers(zone, contributors, number)
+            for weighted_range, number in weighted_ranges
+            for cut in self._cut_out_buffers(weighted_range, contributors, number)
         ]
 
     def _cut_out_buffers(
-        self, zone: Zone, contributors: Sequence[Contributor], layer: int | None
-    ) -> Iterator[Zone]:
-        """Give the model's buffers in a zone weights that are shares, under every rule.
+        self, weighted_range: WeightedRange, contributors: Sequence[Contributor], layer: int | None
+    ) -> Iterator[WeightedRange]:
+        """Give the model's buffers in a range weights that are shares, under every rule.
 
         Weights that are normalised by steps, or corrected for missing clients, do not add up to
         one. Their sum is no average, and a variance could become negative.
@@ -201,30 +204,34 @@ class Plan:
         is_plain = self.next_model is None or self.computation.weights in (COUNTS, EQUAL, MASKED)
         is_plain = is_plain or self.computation.dp is not None  # which takes no buffers
         # A layer without its quorum has weights of zero: its buffers stay as they are, too.
-        if is_plain or (layer is not None and not any(zone.weights)):
-            yield zone
+        if is_plain or (layer is not None and not any(weighted_range.weights)):
+            yield weighted_range
             return
         if self.decides_by_layer:  # in one group
-            total = math.fsum(weight for weight in zone.weights if weight is not None)
-            plain = [None if weight is None else weight / total for weight in zone.weights]
+            total = math.fsum(weight for weight in weighted_range.weights if weight is not None)
+            plain = [
+                None if weight is None else weight / total for weight in weighted_range.weights
+            ]
         else:
             of = self._share_in(layer)
             plain = [
                 None if weight is None else of(contributor)
-                for contributor, weight in zip(contributors, zone.weights, strict=True)
+                for contributor, weight in zip(contributors, weighted_range.weights, strict=True)
             ]
-        if plain == list(zone.weights):
-            yield zone
+        if plain == list(weighted_range.weights):
+            yield weighted_range
             return
-        position = zone.start
-        for start, end in clip_stretches(self.layout.buffers, zone.start, zone.end):
+        position = weighted_range.start
+        for start, end in clip_stretches(
+            self.layout.buffers, weighted_range.start, weighted_range.end
+        ):
             if position < start:
-                yield zone._replace(start=position, end=start)
+                yield weighted_range._replace(start=position, end=start)
             if start < end:
-                yield Zone(start, end, plain)
+                yield WeightedRange(start, end, plain)
             position = end
-        if position < zone.end:
-            yield zone._replace(start=position)
+        if position < weighted_range.end:
+            yield weighted_range._replace(start=position)
 
     def _share_in(self, layer: int | None) -> Callable[[Contributor], float]:
         """Return what gives a contributor's share in a buffer: by samples, or as a rule weighs.
@@ -397,11 +404,11 @@ class Plan:
     def _elements(self) -> int:
         return count_elements(self.layout.spans, 0, self.layout.nbytes)
 
-    def input_zones(self, task: Task, start: int) -> list[Zone]:
+    def input_ranges(self, task: Task, start: int) -> list[WeightedRange]:
         """Return the weights of a task's inputs, from byte ``start`` of the layout on."""
         if task.level > 0:
-            return [Zone(start, task.end, [1.0] * len(self.inputs(task)))]
-        return list(clip_zones(self.zones(task.first, task.stop), start, task.end))
+            return [WeightedRange(start, task.end, [1.0] * len(self.inputs(task)))]
+        return list(clip_ranges(self.weighted_ranges(task.first, task.stop), start, task.end))
 
     def groups_behind(self, task: Task) -> list[tuple[int, int]]:
         """Return the groups [first, stop) of contributors whose updates are in a task's sum."""

@@ -53,7 +53,7 @@ DEFAULT_STALENESS: Final = 10
 DEFAULT_EXPONENT: Final = 0.5
 """Those of FedBuff's authors, for the exponent (https://arxiv.org/abs/2106.06639, section 5)."""
 
-MAX_BUFFER: Final = 1024
+MAX_UPDATES_PER_VERSION: Final = 1024
 MAX_STALENESS: Final = 1000
 
 MAX_COUNTED: Final = 4096
@@ -118,19 +118,19 @@ class TrainingSpec:
     mode: str = option(
         Choice((SYNCHRONOUS, BUFFERED)),
         "How clients take part. synchronous: they are invited to one round after another. "
-        "buffered: each trains at its own pace, and every buffer of updates makes a version of the "
+        "buffered: each trains at its own pace, and every so many updates make a version of the "
         "model.",
         value=SYNCHRONOUS,
     )
-    buffer: int | None = option(
-        WholeNumber(1, MAX_BUFFER),
+    updates_per_version: int | None = option(
+        WholeNumber(1, MAX_UPDATES_PER_VERSION),
         "Number of updates that make a version of the model in buffered mode.",
         value=None,
         default="required in buffered mode",
     )
     updates_per_client: int = option(
-        WholeNumber(1, MAX_BUFFER),
-        "Count up to this number of updates of each client in a buffer, each trained from another "
+        WholeNumber(1, MAX_UPDATES_PER_VERSION),
+        "Count up to this number of updates of each client in a version, each trained from another "
         "version of the model, in buffered mode.",
         value=1,
     )
@@ -324,7 +324,9 @@ class TrainingSpec:
             fields["dp"] = {**fields["dp"], name: stated.to_json()}
         return parse_new_spec(fields)
 
-    def buffer_spec(self, training: str, oldest: int, repeated_round: str | None) -> RoundSpec:
+    def buffered_round_spec(
+        self, training: str, oldest: int, repeated_round: str | None
+    ) -> RoundSpec:
         """Return the spec of a round that makes a version of updates as they arrive.
 
         Parameters
@@ -336,12 +338,14 @@ class TrainingSpec:
         repeated_round
             The round of the same updates that has failed, if there is one.
         """
-        assert self.buffer is not None  # noqa: S101 - for mypy: _check wants one
+        assert self.updates_per_version is not None  # noqa: S101 - for mypy: _check wants one
         exponent = self.staleness_exponent
         inbox = InboxSpec(
             training, oldest, DEFAULT_EXPONENT if exponent is None else exponent, repeated_round
         )
-        return parse_new_spec({**self.round, "clients": self.buffer, "inbox": inbox.to_json()})
+        return parse_new_spec(
+            {**self.round, "clients": self.updates_per_version, "inbox": inbox.to_json()}
+        )
 
     @property
     def most_drawn(self) -> int:

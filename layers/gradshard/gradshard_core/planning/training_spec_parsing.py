@@ -93,7 +93,12 @@ def _check(spec: TrainingSpec) -> None:
     if spec.is_buffered:
         _check_buffered(spec)
         return
-    for name in ("buffer", "updates_per_client", "max_staleness", "staleness_exponent"):
+    for name in (
+        "updates_per_version",
+        "updates_per_client",
+        "max_staleness",
+        "staleness_exponent",
+    ):
         if getattr(spec, name) != DEFAULTS[name]:
             raise SpecError(f"{name} is for mode {BUFFERED!r}: give mode, too")
 
@@ -214,8 +219,10 @@ def _check_secret_sample(spec: TrainingSpec, sample: SecretSample) -> None:
 
 def _check_buffered(spec: TrainingSpec) -> None:
     """Check what mode ``buffered`` goes with."""
-    if spec.buffer is None:
-        raise SpecError("mode 'buffered' needs buffer, the number of updates that make a version")
+    if spec.updates_per_version is None:
+        raise SpecError(
+            "mode 'buffered' needs updates_per_version, how many updates make a version"
+        )
     if spec.sample is not None:
         raise SpecError(
             "mode 'buffered' invites nobody: each client trains at its own pace; leave out sample "
@@ -225,22 +232,24 @@ def _check_buffered(spec: TrainingSpec) -> None:
     if each > spec.staleness + 1:
         raise SpecError(
             f"updates_per_client is {each}, and max_staleness {spec.staleness}: a client sends one "
-            f"update from each version, so a buffer has at most {spec.staleness + 1} of them; "
+            f"update from each version, so a version takes at most {spec.staleness + 1} of them; "
             "lower updates_per_client"
         )
-    if each > 1 and spec.buffer_spec("t", 1, None).robust_rule is not None:
+    if each > 1 and spec.buffered_round_spec("t", 1, None).robust_rule is not None:
         raise SpecError(
             f"updates_per_client is {each}, and a robust rule takes each update for another "
             "client's: leave it out"
         )
-    if spec.clients is not None and spec.buffer > len(spec.clients):
+    if spec.clients is not None and spec.updates_per_version > len(spec.clients):
         raise SpecError(
-            f"buffer is {spec.buffer}, and clients has {len(spec.clients)}: from one version each "
-            "client sends one update, so it would never be full; lower buffer"
+            f"updates_per_version is {spec.updates_per_version}, and clients has "
+            f"{len(spec.clients)}: from one version each client sends one update, so they would "
+            "never be enough; lower updates_per_version"
         )
-    counted = spec.buffer * (spec.staleness + 1)
+    counted = spec.updates_per_version * (spec.staleness + 1)
     if counted > MAX_COUNTED:
         raise SpecError(
-            f"buffer × (max_staleness + 1) is {counted}, over {MAX_COUNTED}: lower one of them"
+            f"updates_per_version × (max_staleness + 1) is {counted}, over {MAX_COUNTED}: lower "
+            "one of them"
         )
-    spec.buffer_spec("t", 1, None)
+    spec.buffered_round_spec("t", 1, None)

@@ -221,17 +221,17 @@ def _last_error(error: UnsentError, _attempts: int, _reasons: str) -> UnsentErro
 
 def _aggregate_once(inputs: TaskInputs) -> None:
     start = inputs.task.start
-    zones = inputs.zones(start)
+    weighted_ranges = inputs.weighted_ranges(start)
     if inputs.plan.computation.measures:
         with inputs.opened(start) as streams:
-            kernel.aggregate(streams, zones, inputs.reduction, inputs.spans, _drop)
+            kernel.aggregate(streams, weighted_ranges, inputs.reduction, inputs.spans, _drop)
         return
     with (
         inputs.opened(start) as streams,
         _open_output(inputs) as writer,
         _apply_to_model(inputs, writer.write) as write,
     ):
-        kernel.aggregate(streams, zones, inputs.reduction, inputs.spans, write)
+        kernel.aggregate(streams, weighted_ranges, inputs.reduction, inputs.spans, write)
 
 
 def _drop(_nothing: memoryview) -> None:

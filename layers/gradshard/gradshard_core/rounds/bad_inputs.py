@@ -35,7 +35,7 @@ def reject_nonfinite(inputs: TaskInputs, position: int) -> list[Rejection]:
         with inputs.opened(start) as streams:
             found = kernel.find_nonfinite(
                 streams,
-                inputs.zones(start),
+                inputs.weighted_ranges(start),
                 inputs.reduction,
                 inputs.spans,
                 bound_of if measures else kernel.no_bound,

@@ -139,7 +139,7 @@ def _check(
     store: S3Store, keys: RoundKeys, spec: TrainingSpec, model: Version, client: str
 ) -> Found:
     """Check the header and the layout of a client's newest upload."""
-    update = arrivals.check_update(store, keys, client, spec.buffer_spec("any", 1, None))
+    update = arrivals.check_update(store, keys, client, spec.buffered_round_spec("any", 1, None))
     if not isinstance(update, Update):
         return update
     layout = model_registry.layout_of(store, model.tensors)

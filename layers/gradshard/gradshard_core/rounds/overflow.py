@@ -20,7 +20,7 @@ import numpy.typing as npt
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
-from gradshard_core.aggregation.kernel import clip_zones
+from gradshard_core.aggregation.kernel import clip_ranges
 from gradshard_core.aggregation.model_buffers import is_in
 from gradshard_core.aggregation.optimizer_step import take_step
 from gradshard_core.aggregation.server_optimizers import MODELS
@@ -217,10 +217,14 @@ def _contributions(
             "cannot tell which are too large: have clients send smaller values, or allow_nonfinite"
         )
     for first, stop in groups:
-        [zone] = clip_zones(plan.zones(first, stop), position, position + dtype.size)
+        [weighted_range] = clip_ranges(
+            plan.weighted_ranges(first, stop), position, position + dtype.size
+        )
         weighed += [
             (contributor, weight)
-            for contributor, weight in zip(plan.group(first, stop), zone.weights, strict=True)
+            for contributor, weight in zip(
+                plan.group(first, stop), weighted_range.weights, strict=True
+            )
             if weight is not None
         ]
     # In an eager round contributors are sorted within each group only.

@@ -10,7 +10,7 @@ import numpy as np
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
 from gradshard_core.aggregation.gram import chunk_ranges
-from gradshard_core.aggregation.kernel import Source, Zone
+from gradshard_core.aggregation.kernel import Source, WeightedRange
 from gradshard_core.aggregation.model_buffers import split_spans
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.noise_tree import CancellingNoise
@@ -118,19 +118,22 @@ class TaskInputs:
             task.level, len(self.numbers), is_disordered=self._is_disordered
         )
 
-    def zones(self, start: int) -> Iterable[Zone]:
+    def weighted_ranges(self, start: int) -> Iterable[WeightedRange]:
         """Return the weights of the inputs, from byte ``start`` of the layout on."""
-        zones = self.plan.input_zones(self.task, start)
+        weighted_ranges = self.plan.input_ranges(self.task, start)
         if self.plan.computation.measures:
             layout, at_once = self.plan.layout, chunks_at_once(len(self.numbers))
             return (
-                Zone(*chunk, weights)
-                for first, stop, weights in zones
+                WeightedRange(*chunk, weights)
+                for first, stop, weights in weighted_ranges
                 for chunk in chunk_ranges(layout.spans, layout.nbytes, first, stop, at_once)
             )
         if not self._masks:
-            return zones
-        return [zone._replace(weights=[*zone.weights, SUBTRACTED]) for zone in zones]
+            return weighted_ranges
+        return [
+            weighted_range._replace(weights=[*weighted_range.weights, SUBTRACTED])
+            for weighted_range in weighted_ranges
+        ]
 
     @contextlib.contextmanager
     def opened(self, start: int) -> Iterator[list[Source]]:
@@ -217,5 +220,5 @@ class TaskInputs:
         size = reorder_buffer_bytes()
         if not self._holds_all:
             size = self.reduction.block_bytes(len(self.numbers))
-        blocks = kernel.blocks(self.zones(start), self.plan.layout.spans, size)
+        blocks = kernel.blocks(self.weighted_ranges(start), self.plan.layout.spans, size)
         return [(first, stop) for _, first, stop in blocks]

@@ -122,7 +122,7 @@ def _await_updates(
         state.repetition,
         is_evaluation=False,
         clients=(),
-        awaited=spec.buffer or 1,
+        awaited=spec.updates_per_version or 1,
         version=current.number,
         settings=_settings(spec, number),
     )
@@ -137,7 +137,7 @@ def training_round(keys: TrainingKeys, spec: TrainingSpec, state: TrainingState)
         return evaluation_spec(spec, invitation.clients, invitation.awaited)
     if spec.is_buffered:
         oldest = state.oldest_version(spec.staleness)
-        return spec.buffer_spec(keys.name, oldest, state.repeated_round)
+        return spec.buffered_round_spec(keys.name, oldest, state.repeated_round)
     return synchronous_round(keys, spec, state)
 
 

@@ -34,8 +34,8 @@ def count_invited(spec: TrainingSpec, members: int) -> tuple[int, int]:
         The number of clients that can be invited.
     """
     most = min(members, MAX_CLIENTS)
-    if spec.buffer is not None:
-        return most, min(most, spec.buffer)
+    if spec.updates_per_version is not None:
+        return most, min(most, spec.updates_per_version)
     wanted = members if spec.sample is None else spec.sample
     if wanted < 1:
         wanted = max(1, round(wanted * members))
