@@ -16,6 +16,7 @@ from gradshard.aws.boto_client import default_session
 from tests.ceph.gaps import GAPS, HANGS
 from tests.ceph.gateway import ACCESS_KEY, PROGRAMS, SECRET_KEY, gateway
 from tests.integration.conftest import proxied, proxy, store
+from tests.second_engines import mark_gaps
 
 __all__ = ["proxied", "proxy", "store"]
 HERE = Path(__file__).parent
@@ -60,10 +61,4 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Expect the tests that Ceph cannot pass to fail, with the reason."""
-    for item in items:
-        if not item.path.is_relative_to(HERE):
-            continue
-        if gap := GAPS.get(item.name):
-            item.add_marker(pytest.mark.xfail(reason=gap, strict=True))
-        if item.name.partition("[")[0] in HANGS:
-            item.add_marker(pytest.mark.skip(reason="Ceph lets the sender wait for ever"))
+    mark_gaps(items, HERE, "Ceph", GAPS, HANGS)

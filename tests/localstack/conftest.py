@@ -25,6 +25,7 @@ from tests.integration.proxy import Proxy, spoiling
 from tests.localstack.deployed import clock, deploy
 from tests.localstack.engine import REGION, localstack
 from tests.localstack.gaps import GAPS, HANGS
+from tests.second_engines import mark_gaps
 
 __all__ = [
     "deployed",
@@ -100,10 +101,4 @@ def _environment(port: int) -> dict[str, str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Expect the tests that LocalStack cannot pass to fail, with the reason."""
-    for item in items:
-        if not item.path.is_relative_to(HERE):
-            continue
-        if gap := GAPS.get(item.name):
-            item.add_marker(pytest.mark.xfail(reason=gap, strict=True))
-        if item.name.partition("[")[0] in HANGS:
-            item.add_marker(pytest.mark.skip(reason="LocalStack lets the sender wait for ever"))
+    mark_gaps(items, HERE, "LocalStack", GAPS, HANGS)

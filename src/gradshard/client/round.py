@@ -1,7 +1,6 @@
 """A round: submit updates to it, wait for it, fetch its average, operate it."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,7 +45,7 @@ from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
-from gradshard_core.records.stored_lists import read_expected, read_manifest
+from gradshard_core.records.stored_lists import piece_reader, read_manifest
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment
@@ -132,7 +131,7 @@ class Round(RoundAccess):
             if (opened := read_spec(self.store, self.keys)) is None:
                 raise RoundNotFoundError.deleted(self.id, execution.dates)
             return opened
-        return parse_spec(execution.input, partial(read_expected, self.store, self.keys)), None
+        return parse_spec(execution.input, piece_reader(self.store, self.keys.expected)), None
 
     def submit(
         self,

@@ -17,7 +17,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.records.manifest_status import parse_manifest
-from gradshard_core.records.stored_lists import read_expected, read_piece, with_decided, with_lists
+from gradshard_core.records.stored_lists import piece_reader, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
@@ -70,7 +70,7 @@ class StatusPoller:
         clients: Any = spec.get("clients")
         if not is_in_pieces(clients):
             return clients
-        return StoredList[str](clients, partial(read_expected, self._stack.store, self._keys))
+        return StoredList[str](clients, piece_reader(self._stack.store, self._keys.expected))
 
     def poll(self, *, check_execution: bool = True) -> dict[str, Any]:
         """Return the status of the round as JSON.
@@ -345,7 +345,7 @@ def _checked_plan(plan: dict[str, Any], store: JsonReads, keys: RoundKeys) -> di
     # It loads numpy, which a round without a plan does not need.
     from gradshard_core.planning.plan_json import parse_plan
 
-    parse_plan(plan, get=partial(read_piece, store, keys))
+    parse_plan(plan, get=piece_reader(store, keys.piece))
     return plan
 
 

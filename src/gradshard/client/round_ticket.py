@@ -26,9 +26,6 @@ from gradshard_core.records.ticket_urls import VERSION
 class Ticket(TicketFile):
     """The URLs with which one client takes part in one round.
 
-    The URLs are secrets, because anyone who has them can act as that client. They appear in no
-    error and in no ``repr``.
-
     Parameters
     ----------
     round_id, client

@@ -26,7 +26,11 @@ NOT_A_TICKET: Final = (
 
 
 class TicketFile:
-    """A ticket that can be written to a file and read from one."""
+    """A ticket that can be written to a file and read from one.
+
+    Its URLs are secrets, because anyone who has them can act as its client. They appear in no error
+    and in no ``repr``.
+    """
 
     kind: ClassVar[str]
     """The kind of ticket, in errors."""

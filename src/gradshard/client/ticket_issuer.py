@@ -67,12 +67,9 @@ def issue_ticket(
         The bucket, the round, and the client that may take part.
     expires
         Seconds from now.
-    max_bytes, min_bytes
-        The lengths that an update may have, its header included.
-    layout, allow_nonfinite, codecs, model
-        As in :class:`~gradshard.client.round_ticket.Ticket`.
-    agreement
-        What the clients of a masked round agree to; it needs the layout.
+    max_bytes, min_bytes, layout, allow_nonfinite, codecs, model, agreement
+        As in :func:`~gradshard_core.records.ticket_urls.build_ticket`. An agreement needs the
+        layout.
     single_put_bytes
         The largest update that is sent in one PUT.
 

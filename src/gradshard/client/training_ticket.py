@@ -28,9 +28,6 @@ VERSION: Final = 1
 class TrainingTicket(TicketFile):
     """The URLs with which one client takes part in one training.
 
-    The URLs are secrets, because anyone who has them can act as that client. They appear in no
-    error and in no ``repr``.
-
     Parameters
     ----------
     training, client

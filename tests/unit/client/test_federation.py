@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ from gradshard_core.planning.plan_parts import (
     Rejection,
 )
 from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.records.stored_lists import read_expected
+from gradshard_core.records.stored_lists import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
@@ -162,7 +161,7 @@ class TestOpening:
             federation.open_round("r1", ids)
         [payload] = stack.started
         assert len(payload) < limits.MAX_PAYLOAD_BYTES / 8
-        get = partial(read_expected, federation.stack.store, RoundKeys("r1"))
+        get = piece_reader(federation.stack.store, RoundKeys("r1").expected)
         spec = parse_spec(json.loads(payload), get)
         assert not isinstance(spec.clients, int)
         assert list(spec.clients) == ids

@@ -18,7 +18,7 @@ from tests.integration.by_hand import layout_of, put_model
 from tests.unit.aggregation.test_robust_by_weight import ORACLES, nearest_sums
 from tests.unit.in_memory import OPENED, Machine
 from tests.unit.report.html_page import Page
-from tests.unit.rounds.test_compressed_rounds import compress, decoded
+from tests.unit.rounds.test_compressed_rounds import compress, compressed_in_any_order, decoded
 from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 from tests.unit.rounds.test_partial_robust_rounds import (
     DTYPES,
@@ -291,12 +291,7 @@ def test_compressed_parts_in_any_order_of_tensors_count_as_what_they_decode_to(
     machine: Machine,
 ) -> None:
     rng = np.random.default_rng(2)
-    bodies, sent = {}, {}
-    for number, (client, update) in enumerate(updates().items()):
-        codec = list(CODECS)[number % len(CODECS)]
-        order = sorted(update, reverse=number % 2 == 0)
-        bodies[client] = compress(rng, codec, update, order=order)
-        sent[client] = reference.decode(decoded(bodies[client], 1))
+    bodies, sent = compressed_in_any_order(rng, updates())
     rule = {"name": "bulyan", "f": 1, "layer_quorum": 7}
     run_bodies(machine, bodies, rule=rule, layout=layout_of(whole(rng)), min_clients=7)
     result = reference.decode(machine.store.objects[machine.keys.result])

@@ -76,6 +76,22 @@ def decoded(body: bytes, samples: int) -> bytes:
     return reference.encode(compressed.read(body), {"num_samples": str(samples)})
 
 
+def compressed_in_any_order(
+    rng: np.random.Generator, updates: Mapping[str, Update]
+) -> tuple[dict[str, bytes], dict[str, Update]]:
+    """Compress clients' updates by one codec after another; return bodies and what they decode to.
+
+    Every second one has its tensors in the opposite order.
+    """
+    bodies, sent = {}, {}
+    for number, (client, update) in enumerate(updates.items()):
+        codec = list(CODECS)[number % len(CODECS)]
+        order = sorted(update, reverse=number % 2 == 0)
+        bodies[client] = compress(rng, codec, update, order=order)
+        sent[client] = reference.decode(decoded(bodies[client], 1))
+    return bodies, sent
+
+
 def outputs_of(machine: Machine, manifest: Mapping[str, Any]) -> list[bytes]:
     """Return the model and the optimizer's state that a round has made."""
     model = manifest.get("model")

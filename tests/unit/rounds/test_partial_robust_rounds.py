@@ -8,12 +8,11 @@ import pytest
 
 from gradshard.client.round import Round
 from gradshard.client.verification import VerificationError
-from gradshard_core.formats.codecs.registry import CODECS
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine
-from tests.unit.rounds.test_compressed_rounds import compress, decoded
+from tests.unit.rounds.test_compressed_rounds import compressed_in_any_order
 from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
@@ -145,12 +144,7 @@ def test_compressed_parts_in_any_order_of_tensors_have_the_bits_of_what_they_dec
     machine: Machine, rule: dict[str, Any]
 ) -> None:
     rng = np.random.default_rng(2)
-    bodies, sent = {}, {}
-    for number, (client, update) in enumerate(updates().items()):
-        codec = list(CODECS)[number % len(CODECS)]
-        order = sorted(update, reverse=number % 2 == 0)
-        bodies[client] = compress(rng, codec, update, order=order)
-        sent[client] = reference.decode(decoded(bodies[client], 1))
+    bodies, sent = compressed_in_any_order(rng, updates())
     layout = layout_of(whole(rng))
     run_bodies(machine, bodies, rule=rule, layout=layout, min_clients=rule["layer_quorum"])
     result = reference.decode(machine.store.get_bytes(machine.keys.result) or b"")

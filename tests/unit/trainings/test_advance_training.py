@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +18,7 @@ from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning import limits
 from gradshard_core.planning.round_spec_parsing import parse_new_spec
-from gradshard_core.records.stored_lists import read_expected
+from gradshard_core.records.stored_lists import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
@@ -420,7 +419,7 @@ def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
     assert answer["status"] == "round"
     assert answer["spec"]["clients"]["length"] == 4096
     round_keys = RoundKeys(answer["round"])
-    opened = parse_new_spec(answer["spec"], partial(read_expected, machine.store, round_keys))
+    opened = parse_new_spec(answer["spec"], piece_reader(machine.store, round_keys.expected))
     assert isinstance(opened.clients, StoredList)
     assert list(opened.clients) == [f"{number:064}" for number in range(4096)]
     again = advance_training(machine.store, NAME, run=1, step=0, aggregator=AGGREGATOR)

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.planning.option_parsers import AssignmentSpec
-from gradshard_core.records.stored_lists import read_piece, stored
+from gradshard_core.records.stored_lists import piece_reader, stored
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
@@ -73,7 +72,7 @@ def read_assignments(store: S3Store, stated: AssignmentSpec) -> Assignments | No
         clients, settings = document["clients"], AssignmentSettings(**document["settings"])
         if is_in_pieces(clients):
             return Assignments(
-                settings, StoredList(clients, partial(read_piece, store, keys), _parse_piece)
+                settings, StoredList(clients, piece_reader(store, keys.piece), _parse_piece)
             )
         return Assignments(settings, _parse_piece({"entries": clients}))
 

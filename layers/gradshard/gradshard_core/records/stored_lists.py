@@ -26,37 +26,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def read_piece(store: JsonReads, keys: RoundKeys, name: str) -> Any:
-    """Read a piece of a round's list.
+def piece_reader(store: JsonReads, key_of: Callable[[str], str]) -> Get:
+    """Return what reads a piece of a list: ``key_of`` returns the key of the piece of a name.
 
-    Raises
-    ------
-    StoreError
-        It is missing, or was replaced.
+    It raises a :class:`StoreError` if the piece is missing or was replaced.
     """
-    return _read(store, keys.piece(name), name)
-
-
-def read_expected(store: JsonReads, keys: RoundKeys, name: str) -> Any:
-    """Read a piece of the list of the clients that a round expects.
-
-    Raises
-    ------
-    StoreError
-        It is missing, or was replaced.
-    """
-    return _read(store, keys.expected(name), name)
-
-
-def read_kept(store: JsonReads, keys: TrainingKeys, name: str) -> Any:
-    """Read a piece of a training's list.
-
-    Raises
-    ------
-    StoreError
-        It is missing, or was replaced.
-    """
-    return _read(store, keys.piece(name), name)
+    return lambda name: _read(store, key_of(name), name)
 
 
 def _read(store: JsonReads, key: str, name: str) -> Any:
@@ -86,7 +61,7 @@ def read_plan(store: JsonReads, keys: RoundKeys) -> "Plan | None":
     # It loads numpy, which manifests do not need.
     from gradshard_core.planning.plan_json import parse_plan
 
-    return store.get_json(keys.plan, partial(parse_plan, get=partial(read_piece, store, keys)))
+    return store.get_json(keys.plan, partial(parse_plan, get=piece_reader(store, keys.piece)))
 
 
 def read_manifest(store: JsonReads, keys: RoundKeys) -> dict[str, Any] | None:
@@ -98,7 +73,7 @@ def read_manifest(store: JsonReads, keys: RoundKeys) -> dict[str, Any] | None:
 
 def with_lists(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dict[str, Any]:
     """Return a manifest with the lists of which it, or its part on measuring, holds the pieces."""
-    get = partial(read_piece, store, keys)
+    get = piece_reader(store, keys.piece)
     found = _with_lists(record, get)
     if record.get("measuring"):
         found["measuring"] = _with_lists(record["measuring"], get)
@@ -107,7 +82,7 @@ def with_lists(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dic
 
 def read_record(store: JsonReads, keys: TrainingKeys, key: str) -> dict[str, Any] | None:
     """Read the record of a training's round. Its long lists load when they are needed."""
-    return store.get_json(key, lambda record: _with_lists(record, partial(read_kept, store, keys)))
+    return store.get_json(key, lambda record: _with_lists(record, piece_reader(store, keys.piece)))
 
 
 def with_decided(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +90,7 @@ def with_decided(store: JsonReads, keys: RoundKeys, record: dict[str, Any]) -> d
 
     They are apart from other pieces, which clients may read.
     """
-    return _with_lists(record, lambda name: _read(store, keys.decided(name), name))
+    return _with_lists(record, piece_reader(store, keys.decided))
 
 
 def _with_lists(record: dict[str, Any], get: Get) -> dict[str, Any]:

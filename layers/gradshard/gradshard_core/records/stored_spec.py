@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 from gradshard_core.errors import BrokenObjectError, SpecError
@@ -11,7 +10,7 @@ from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.planning import limits
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.records.stored_lists import read_expected, store_expected
+from gradshard_core.records.stored_lists import piece_reader, store_expected
 from gradshard_core.s3.store import S3Store
 
 PAYLOAD_ROOM_BYTES: Final = 4096
@@ -39,12 +38,12 @@ def with_room(spec: RoundSpec, store: S3Store, keys: RoundKeys, *, further: int 
     written = store_expected(store, keys, spec.clients)
     if not is_in_pieces(written):  # a few clients: other terms are long
         return spec
-    return replace(spec, clients=StoredList[str](written, partial(read_expected, store, keys)))
+    return replace(spec, clients=StoredList[str](written, piece_reader(store, keys.expected)))
 
 
 def read_spec(store: S3Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any]] | None:
     """Return the terms of a round and its record of times; None if it was never opened."""
-    get = partial(read_expected, store, keys)
+    get = piece_reader(store, keys.expected)
     return store.get_json(keys.spec, lambda record: (parse_spec(record["spec"], get), record))
 
 

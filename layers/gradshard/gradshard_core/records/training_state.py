@@ -20,7 +20,7 @@ from gradshard_core.planning.option_parsers import encode_clients
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
-from gradshard_core.records.stored_lists import read_kept, store_kept
+from gradshard_core.records.stored_lists import piece_reader, store_kept
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -306,7 +306,7 @@ def read_training_spec(store: S3Store, keys: TrainingKeys) -> TrainingSpec | Non
 def read_state(store: S3Store, keys: TrainingKeys) -> TrainingState | None:
     """Return how far a training is; None if there is no such training."""
     return store.get_json(
-        keys.state, partial(TrainingState.from_json, get=partial(read_kept, store, keys))
+        keys.state, partial(TrainingState.from_json, get=piece_reader(store, keys.piece))
     )
 
 

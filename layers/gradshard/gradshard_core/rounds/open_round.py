@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 from gradshard_core.aggregation import model_buffers
@@ -20,7 +19,7 @@ from gradshard_core.planning.round_spec_parsing import (
 )
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.stored_lists import read_expected, read_plan
+from gradshard_core.records.stored_lists import piece_reader, read_plan
 from gradshard_core.records.stored_spec import check_source
 from gradshard_core.records.training_state import (
     read_state,
@@ -62,7 +61,7 @@ def open_round(
     """
     try:
         keys = RoundKeys(round_id)
-        spec = parse_new_spec(fields, partial(read_expected, store, keys))
+        spec = parse_new_spec(fields, piece_reader(store, keys.expected))
         if spec.masked is not None and not has_keeper:
             raise SpecError(f"masked: {keeper_wait.NO_KEEPER}")
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))

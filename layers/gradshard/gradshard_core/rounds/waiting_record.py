@@ -6,14 +6,13 @@ costs nothing.
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.records.stored_lists import read_expected
+from gradshard_core.records.stored_lists import piece_reader
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -61,7 +60,7 @@ def waits_once(spec: RoundSpec) -> bool:
 
 def read_waiting(store: S3Store, keys: RoundKeys) -> Waiting | None:
     """Return the record of a round that waits once; None if it does not wait, or waits again."""
-    get = partial(read_expected, store, keys)
+    get = piece_reader(store, keys.expected)
 
     def parse(record: Any) -> Waiting | None:
         if "spec" not in record:
