@@ -120,6 +120,13 @@ def test_every_rule_that_measures_has_an_oracle() -> None:
     assert set(ORACLES) == {rule["name"] for rule in RULES}
 
 
+def test_rules_that_decide_on_whole_partial_updates_say_how_much_is_left_of_each() -> None:
+    for stated in RULES:
+        rule = parse_robust_rule(stated)
+        if "layer_quorum" in ROBUST_RULES[rule.name].settings and not rule.pairs:
+            assert rule.decide([[1.0] * 7] * 7, [1] * 7).full is not None, rule.name
+
+
 @settings(deadline=None, max_examples=200)
 @given(
     rule=st.sampled_from(RULES),

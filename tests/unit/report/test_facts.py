@@ -6,9 +6,11 @@ from datetime import datetime, timedelta
 import numpy as np
 import pytest
 
+from gradshard.client.round_status import StatusPoller
 from gradshard.report.facts import compared, facts_of
 from gradshard_core.planning.request_counts import count_requests
 from gradshard_core.planning.round_cost import US_EAST_1
+from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import OPENED as OPENED_ROUND
 from tests.unit.in_memory import Machine
 from tests.unit.report_rounds import OPENED, arrival, sample, small, task
@@ -30,6 +32,25 @@ def test_a_task_record_has_its_start(machine: Machine) -> None:
     assert len(started) == 3
     moments = [planned - timedelta(milliseconds=1), *started, finished]
     assert moments == sorted(moments)
+
+
+@pytest.mark.filterwarnings("ignore:No application metrics")
+@pytest.mark.parametrize("is_private", [True, False])
+def test_a_report_of_a_private_round_has_no_norms(machine: Machine, is_private: bool) -> None:
+    dp = {"clip": 1.0, "noise_multiplier": 1.1, "delta": 1e-5}
+    machine.open(clients=3, **({"dp": dp} if is_private else {"rule": "norm_clip"}))
+    for name in "abc":
+        machine.submit(name, {"w": np.full(4, 2.34375, "f4")})
+    assert machine.finish() == {"status": "completed"}
+    observer = StatusPoller(MemoryStack(machine.store), machine.keys)
+    facts = facts_of(
+        observer.poll(),
+        plan=observer.plan(),
+        tasks=observer.tasks(),
+        partial_updates=observer.partial_updates(),
+        architecture="arm64",
+    )
+    assert ("4.6875" in str(facts)) is not is_private
 
 
 class TestFacts:

@@ -171,6 +171,21 @@ def test_more_layers_than_there_is_time_to_decide_on_are_refused(machine: Machin
     assert answer["status"] == "opened"
 
 
+def test_more_clients_than_expected_do_not_make_a_round_too_large(machine: Machine) -> None:
+    update = {f"l{i}": np.ones(1, "f4") for i in range(100)}
+    rule = {"name": "krum", "f": 1, "layer_quorum": 5}
+    answer = machine.open(clients=7, rule=rule, layout=layout_of(update))
+    assert answer["status"] == "opened"
+    for client in [*CLIENTS, *(f"more-{i}" for i in range(57))]:
+        machine.submit(client, update)
+    assert machine.finish() == {"status": "completed"}
+    manifest = machine.store.get_json(machine.keys.manifest)
+    contributors = [contributor["client"] for contributor in manifest["contributors"]]
+    assert [*contributors, *manifest["left_out"]] == CLIENTS
+    assert len(manifest["rejected"]) == 57
+    assert "the round takes 7 clients" in manifest["rejected"][-1]["reason"]
+
+
 def test_who_is_left_out_was_expected_all_the_same(machine: Machine) -> None:
     """A later round estimates from this one how often clients reach a layer."""
     sent = honest()

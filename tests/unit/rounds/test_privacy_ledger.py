@@ -1,6 +1,7 @@
 """A model's privacy ledger: nothing is lost, and nothing is refunded."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 from gradshard_core.aggregation.noise_tree import Place
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
+from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.errors import PrivacyBudgetError
+from gradshard_core.formats.keys import ModelKeys
 from gradshard_core.records.privacy_ledger import (
     PrivacyBudget,
     PrivacyLedger,
@@ -23,6 +25,10 @@ from tests.unit.fakes import MemoryStore
 
 DP = PrivacyMechanism(1.0, 2.0, 1e-5)  # costs 1/4
 AT = "2026-01-01T00:00:00+00:00"
+NAMED = re.compile(
+    r"a noise_multiplier of at least (?P<noise_multiplier>[\d.]+)"
+    r"( and a count_deviation of at least (?P<count_deviation>[\d.]+))?$"
+)
 
 
 @pytest.fixture
@@ -88,6 +94,27 @@ def test_spent_budget_allows_nothing(store: S3Store) -> None:
     enter(store, "m", "r1", AT, DP, 9)
     with pytest.raises(PrivacyBudgetError, match="the model takes no further rounds"):
         enter(store, "m", "r2", AT, PrivacyMechanism(1.0, 1000.0, 1e-5), 9)
+
+
+@pytest.mark.parametrize("adaptive", [{}, {"quantile": 0.5}], ids=str)
+@pytest.mark.parametrize("multiplier", [0.3, 1.1, 378.009])
+def test_noise_that_a_refusal_names_fits(
+    store: S3Store, multiplier: float, adaptive: dict[str, float]
+) -> None:
+    dp = {"clip": 1.0, "noise_multiplier": multiplier, "delta": 1e-5, **adaptive}
+    refused = parse_privacy(dp)
+    for number in range(1, 200):
+        limit(store, refused.cost * 0.97**number)
+        with pytest.raises(PrivacyBudgetError) as error:
+            enter(store, "m", "refused", AT, refused, 9)
+        found = NAMED.search(str(error.value))
+        if found is None:
+            assert "the model takes no further rounds" in str(error.value)
+            assert refused.cost * 0.97**number < 1.1e-6  # 1 / 1000², of the most noise
+            continue
+        fitting = {name: float(value) for name, value in found.groupdict().items() if value}
+        enter(store, "m", "fitting", AT, parse_privacy(dp | fitting), 9)
+        store.delete(ModelKeys("m").ledger)
 
 
 def test_budget_allows_no_round_without_noise(store: S3Store) -> None:

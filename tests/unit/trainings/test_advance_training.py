@@ -27,6 +27,7 @@ from gradshard_core.trainings import round_outcome
 from gradshard_core.trainings.advance_training import advance_training
 from gradshard_core.trainings.start_training import start_training
 from tests import reference
+from tests.integration.by_hand import put_model
 from tests.unit.trainings.deaths import watch_deaths
 from tests.unit.trainings.machine import AGGREGATOR, NAME, Machine, TaskError, training_of
 
@@ -408,7 +409,9 @@ def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
 ) -> None:
     """Anybody who may join can have an id of 64 characters."""
     layers = [f"layer{n:03}" for n in range(1000)] if not mode else None
-    of_round = {"server_optimizer": "fedavg", "rule": layers and "fill", "layers": layers}
+    put_model(machine.store, "m", {name: np.ones(1, "f4") for name in layers or ["w"]})
+    optimizer = {"optimizer": "fedavg", "model": "m"}
+    of_round = {"server_optimizer": optimizer, "rule": layers and "fill", "layers": layers}
     fields = {"rounds": 3, "round": {n: v for n, v in of_round.items() if v is not None}, **mode}
     start_training(machine.store, NAME, fields, started=machine.now.isoformat())
     for number in range(4096):

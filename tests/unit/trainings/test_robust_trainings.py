@@ -120,8 +120,16 @@ def test_a_training_whose_rounds_would_be_refused_is_refused_at_its_start(
     put_model(machine.store, "deep", tensors)
     put_model(machine.store, "counting", {**tensors, "n": np.array(1, "i8")})
     rule = {"name": "krum", "f": 2, "layer_quorum": 7}
-    for model, sample, told in (("counting", 8, "layer 'n'"), ("deep", 64, "64 clients in each")):
+    many = [f"c{number}" for number in range(60)]
+    for model, options, told in (
+        ("counting", {"sample": 8}, "layer 'n'"),
+        ("deep", {"sample": 64}, "64 clients in each"),
+        ("deep", {"sample": 40, "over_selection": 0.5}, "60 clients in each"),
+        ("deep", {"clients": many}, "60 clients in each"),
+        # As many may join.
+        ("deep", {}, r"64 clients in each .* expect at most 57 clients \(in a training, sample\)"),
+    ):
         of_round = {"rule": rule, "server_optimizer": {**DELTAS, "model": model}}
-        fields = {"rounds": 3, "sample": sample, "round": of_round}
+        fields = {"rounds": 3, "round": of_round, **options}
         with pytest.raises(SpecError, match=told):
             start_training(machine.store, "refused", fields, started="2026-01-01T00:00:00+00:00")

@@ -30,7 +30,7 @@ one. Here it counts as one that sent zeros.) The round costs 1/z² + 1/σ_b².
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
@@ -181,6 +181,23 @@ class PrivacyMechanism:
         """1/σ_b²: the part of the cost with which the clip adapts."""
         return 0.0 if self.adaptation is None else 1 / self.adaptation.count_deviation**2
 
+    def with_cost(self, most: float) -> "PrivacyMechanism | None":
+        """Return it with so much more noise that a round costs at most this.
+
+        None if that is more noise than there may be. Deviations are rounded up to three digits
+        after the point, for people.
+        """
+        more = math.sqrt(self.cost / most)
+        multiplier, adaptation = _rounded_up(self.noise_multiplier * more), self.adaptation
+        if adaptation is not None:
+            deviation = _rounded_up(adaptation.count_deviation * more)
+            if deviation > _ADAPTIVE["count_deviation"][1]:
+                return None
+            adaptation = adaptation._replace(count_deviation=deviation)
+        if multiplier > _BOUNDS["noise_multiplier"][1]:
+            return None
+        return replace(self, noise_multiplier=multiplier, adaptation=adaptation)
+
     def grid(self, elements: int) -> Grid:
         """Return the grid for updates of so many elements."""
         return grid_of(self.clip, self.noise_multiplier, elements)
@@ -231,6 +248,11 @@ class PrivacyMechanism:
             **({} if self.tree is None else {"tree": self.tree.to_json()}),
             **({} if self.draw is None else {"draw": self.draw.to_json()}),
         }
+
+
+def _rounded_up(deviation: float) -> float:
+    # Up also from a whole thousandth: its cost may be more by a last bit.
+    return (math.floor(1000 * deviation) + 1) / 1000
 
 
 def parse_privacy(stated: Any) -> PrivacyMechanism:

@@ -56,7 +56,8 @@ class _Rule(NamedTuple):
     is_of_changes
         Whether it goes by lengths or directions, which only changes of a model have.
     pairs
-        Whether it needs products of different updates; otherwise only norms are measured.
+        Whether it needs products of different updates; otherwise only norms are measured. Partial
+        updates are then decided on as a whole, which needs ``full`` weights of the decision.
     counts_samples
         Whether an update counts by its client's number of samples.
     """

@@ -399,5 +399,6 @@ def check_compared(spec: RoundSpec, layout: Layout, averaged: Stretches) -> None
             f"rule {rule.name} compares {spec.expected} clients in each of {len(layers)} layers, "
             f"whose products take the memory of {products}, over the {MAX_LAYER_PRODUCTS} of a "
             f"round: make at most {most} layers of the tensors (layers, or --layers), or expect "
-            f"at most {math.isqrt(MAX_LAYER_PRODUCTS // (per_layer * len(layers)))} clients"
+            f"at most {math.isqrt(MAX_LAYER_PRODUCTS // (per_layer * len(layers)))} clients (in a "
+            "training, sample)"
         )

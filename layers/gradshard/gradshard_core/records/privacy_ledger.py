@@ -255,14 +255,14 @@ def _check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None
     if cost <= left:
         return
     advice = "the model takes no further rounds"
-    if left > 0:
-        # Rounded up, so that it fits.
-        more = math.sqrt(dp.cost / left)
-        least = math.ceil(1000 * dp.noise_multiplier * more) / 1000
-        advice = f"one more round fits with a noise_multiplier of at least {least:g}"
-        if dp.adaptation is not None:
-            least = math.ceil(1000 * dp.adaptation.count_deviation * more) / 1000
-            advice += f" and a count_deviation of at least {least:g}"
+    fitting = dp.with_cost(left) if left > 0 else None
+    if fitting is not None:
+        least = fitting.noise_multiplier
+        advice = f"one more round fits with a noise_multiplier of at least {least:.10g}"
+        if fitting.adaptation is not None:
+            advice += (
+                f" and a count_deviation of at least {fitting.adaptation.count_deviation:.10g}"
+            )
     raise PrivacyBudgetError(
         f"{stated}, allows Σ 1/z² of {budget.allowance:.6g} over its rounds; {len(ledger.entries)} "
         f"rounds have spent {ledger.spent:.6g}, and noise_multiplier {dp.noise_multiplier:g} costs "

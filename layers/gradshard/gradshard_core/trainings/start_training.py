@@ -10,6 +10,7 @@ from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.keys import ModelKeys, TrainingKeys
 from gradshard_core.planning.masking_options import check_layout
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records import model_registry
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
@@ -17,6 +18,7 @@ from gradshard_core.rounds.keeper_wait import NO_KEEPER
 from gradshard_core.rounds.open_round import check_rule_of_model
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings.sampling import count_invited
 
 STARTING_SECONDS: Final = 900
 """A training that has a model but no state after this time has failed to start. All retries of
@@ -73,8 +75,9 @@ def start_training(
         layout = model_registry.layout_of(store, newest.tensors)
         check_layout(masked, spec.terms.expected, layout)
     if not spec.is_buffered:  # whose rounds take no rule that compares partial updates
-        most = max(spec.terms.expected, spec.needed())
-        check_rule_of_model(store, replace(spec.terms, clients=most), newest)
+        # All whom a round may invite, whoever joins later.
+        invited, _ = count_invited(spec, MAX_CLIENTS if spec.clients is None else len(spec.clients))
+        check_rule_of_model(store, replace(spec.terms, clients=invited), newest)
     record = {"training": name, "spec": spec.to_json(), "started_at": started}
     if not store.put_json(keys.spec, record, replaces=None) and (
         store.get_json(keys.spec) != record
