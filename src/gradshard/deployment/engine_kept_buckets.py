@@ -7,7 +7,9 @@ takes the bucket that one of its name has left.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
+
+_STACK_OF_SAM: Final = "aws-sam-cli-managed"
 
 
 def patch() -> None:
@@ -26,7 +28,9 @@ def patch() -> None:
             for resource in other.get("_resources", {}).values()
         }
         free = {name: s3._buckets[name] for name in kept - taken if name in s3._buckets}
-        name = None if properties.get("BucketName") else newest_of(free, stack, logical_id)
+        # What `sam` has uploaded it uploads again, if it is not there.
+        is_ours = not properties.get("BucketName") and not stack.startswith(_STACK_OF_SAM)
+        name = newest_of(free, stack, logical_id) if is_ours else None
         if name is None:
             return create(logical_id, properties, stack)
         return update(name, {}, properties, stack)
