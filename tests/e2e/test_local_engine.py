@@ -203,7 +203,11 @@ def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) ->
         while local_engine.status(own.port).running:
             time.sleep(0.05)
 
+    submitted = np.arange(1_000_000, dtype="f4")
     try:
+        first = federation().open_round("first", clients=["a"], timeout=600)
+        first.submit("a", {"w": submitted}, samples=1)
+        first.wait(240)
         said("open", "before", "--client", "a", *at)
         key = own.credentials
         kill(os.kill)  # the functions' processes stay
@@ -211,8 +215,8 @@ def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) ->
         # The application was in the memory of the engine, and is deployed again.
         said("local", "up", "--port", own.port)
         assert local_engine.status(own.port).credentials != key
+        assert np.array_equal(federation().round("first").fetch()["w"], submitted)
 
-        submitted = np.arange(1_000_000, dtype="f4")
         round_ = federation().open_round("kept", clients=["a"], timeout=600)
         round_.submit("a", {"w": submitted}, samples=1)
         round_.wait(240)

@@ -69,6 +69,23 @@ def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
     assert entered.is_set()
 
 
+def test_an_engine_of_another_port_that_got_a_dead_ones_id_is_not_taken_for_it(cache: Path) -> None:
+    program = "import time; time.sleep(60)"
+    other = [sys.executable, "-c", program, "-m", "gradshard.deployment.engine_process"]
+    with subprocess.Popen([*other, "--port", "4572", "--credentials", "c"]) as process:
+        for port in (4571, 4572):
+            folder = cache / f"engine-{port}"
+            folder.mkdir(parents=True)
+            (folder / "pid").write_text(str(process.pid))
+        try:
+            assert not local_engine.status(4571).running
+            assert local_engine.status(4572).running
+            assert not local_engine.down(4571)
+            assert process.poll() is None
+        finally:
+            process.kill()
+
+
 def test_an_engine_that_cannot_be_remembered_is_stopped(
     monkeypatch: pytest.MonkeyPatch, cache: Path
 ) -> None:

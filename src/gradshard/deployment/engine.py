@@ -148,7 +148,7 @@ def status(port: int = DEFAULT_PORT) -> Engine:
         The engine; its `pid` is None when it is not running.
     """
     folder = folder_of(port)
-    pid = _read_pid(folder)
+    pid = _read_pid(folder, port)
     ephemeral = (folder / EPHEMERAL).exists()
     state = folder if ephemeral else kept_folder_of(port)
     deployed = pid is not None and (state / "deployed").exists()
@@ -239,19 +239,20 @@ def hosts_without_proxy() -> str:
     return ",".join(dict.fromkeys(filter(None, [*hosts, "127.0.0.1", "localhost"])))
 
 
-def _read_pid(folder: Path) -> int | None:
+def _read_pid(folder: Path, port: int) -> int | None:
     try:
         pid = int((folder / "pid").read_text())
     except (OSError, ValueError):
         return None
-    return pid if _is_alive(pid) else None
+    return pid if _is_alive(pid, port) else None
 
 
-def _is_alive(pid: int) -> bool:
-    """Return whether a process runs and is an engine, not another that got its id later."""
+def _is_alive(pid: int, port: int) -> bool:
+    """Return whether a process runs and is this engine, not another that got its id later."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)  # collects one that this process started and that has ended
     try:
-        return b"gradshard.deployment.engine_process" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
+    return f"\0gradshard.deployment.engine_process\0--port\0{port}\0".encode() in command

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradshard.deployment import engine_large_objects, engine_patches
+from gradshard.deployment import engine_kept_buckets, engine_large_objects, engine_patches
 from gradshard.deployment.engine_gate import Gate, read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     engine_patches.apply()
     if options.keep:
         engine_large_objects.patch(options.keep)
+        engine_kept_buckets.patch()
     _serve(["127.0.0.1", *options.bind], options.port, credentials)
 
 

@@ -20,8 +20,10 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.limits import MAX_STACK_NAME
+from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.round_spec import MAX_TIMEOUT
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.planning.speeds import REQUEST_SECONDS
+from gradshard_core.rounds import aws_callbacks, rejections
 from tests.localstack.deployed import function_variables
 
 ROOT = Path(__file__).parents[3]
@@ -131,6 +133,13 @@ def of_type(kind: str) -> dict[str, dict[str, Any]]:
     found = {name: r["Properties"] for name, r in RESOURCES.items() if r["Type"] == kind}
     assert found, f"the template has no {kind}"
     return found
+
+
+@pytest.mark.parametrize("function", ["PlanRoundFunction", "FinalizeRoundFunction"])
+def test_a_function_has_time_to_reject_all_clients_of_the_largest_round(function: str) -> None:
+    """Of other layouts, or after a training has diverged."""
+    seconds = MAX_CLIENTS * REQUEST_SECONDS / rejections.AT_ONCE
+    assert seconds < 0.75 * RESOURCES[function]["Properties"]["Timeout"]
 
 
 NONE = {"Ref": "AWS::NoValue"}

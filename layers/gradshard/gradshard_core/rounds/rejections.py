@@ -17,8 +17,13 @@ from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds.arrivals import arrived, newest_updates
 from gradshard_core.s3.store import S3Store
 
-AT_ONCE = 8
-"""So many records are read or written side by side."""
+AT_ONCE = 16
+"""So many records are read or written side by side.
+
+Functions that plan or finalize a round of 100,000 clients may have to reject all but a few.
+"""
+AT_A_TIME = 512
+"""A future takes 2 kB, and so those of 100,000 rejections most of a function's memory."""
 
 
 def reject(store: S3Store, keys: RoundKeys, rejection: Rejection) -> None:
@@ -58,7 +63,9 @@ def reject_all(
     ``keys_of`` returns the round under which a client reads of its update's rejection.
     """
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        list(pool.map(lambda found: reject(store, keys_of(found.client), found), rejections))
+        for first in range(0, len(rejections), AT_A_TIME):
+            some = rejections[first : first + AT_A_TIME]
+            list(pool.map(lambda found: reject(store, keys_of(found.client), found), some))
 
 
 def reject_overlooked(store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan) -> None:
