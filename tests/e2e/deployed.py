@@ -116,10 +116,6 @@ class Deployed:
             stateMachineArn=self.outputs["RoundStateMachineArn"], name=round_id, input=spec
         )
 
-    def end_waiting(self, round_id: str) -> None:
-        """Call what the deadline calls, once all is there that a test wants to be there."""
-        self.call("collect_update", {"round": round_id, "deadline": True})
-
     def execution(self, round_id: str) -> dict[str, Any]:
         """Describe a round's execution."""
         machine = self.outputs["RoundStateMachineArn"]

@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -29,24 +28,6 @@ pytestmark = pytest.mark.e2e
 
 def blob(seed: int) -> bytes:
     return reference.encode(update(seed), {"num_samples": str(seed)})
-
-
-@pytest.fixture
-def no_events(engine: Engine, deployed: Deployed) -> Iterator[None]:
-    """Updates wake nobody."""
-    notified = boto3.client("s3").get_bucket_notification_configuration(Bucket=deployed.bucket)
-    topics = notified["TopicConfigurations"]
-    assert topics
-
-    def notify(configurations: list[Any]) -> None:
-        boto3.client("s3").put_bucket_notification_configuration(
-            Bucket=deployed.bucket,
-            NotificationConfiguration={"TopicConfigurations": configurations},
-        )
-
-    notify([])
-    yield
-    notify(topics)
 
 
 def test_when_every_event_is_lost_the_deadline_carries_the_round(

@@ -270,7 +270,7 @@ def eager(federation: Federation, deployed: Deployed) -> None:
         round_.submit(clients[i], update(i), samples=1)
     until(lambda: deployed.keys("rounds/iam-eager/task-reports/0/"))
     round_.submit(clients[3], update(3), samples=1)
-    deployed.end_waiting("iam-eager")
+    round_.close()
     manifest = round_.wait(SECONDS)
     assert manifest["missing"] == ["c2"]
 
@@ -335,7 +335,7 @@ def cut_off(federation: Federation, deployed: Deployed) -> None:
         # As if it had sent all, and deleted it again.
         gone = uploaded(round_.keys.update("b"), "gone")
         deployed.call("collect_update", gone)
-        deployed.end_waiting(name)
+        round_.close()
         round_.wait(SECONDS)
 
 
