@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from tests.docs.pages import Block
 
-SECONDS: Final = 120
+SECONDS: Final = 300
 
 _NUMBER: Final = re.compile(r"\d+(?:[.,:T+-]\d+)*Z?")
 _UNIT: Final = re.compile(r"# (B|kB|MB|GB|KiB|MiB|GiB|s|ms)\b")

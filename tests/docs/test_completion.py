@@ -81,5 +81,5 @@ def _run(shell: str, script: Path, **variables: str) -> str:
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=240,
     ).stdout

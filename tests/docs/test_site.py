@@ -21,7 +21,7 @@ def build(source: Path, site: Path, *options: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=600,
     )
     assert (done.returncode == 0) is (done.stderr == ""), done
     return done.stderr

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import boto3
 
+from gradshard.client.operations import LogLine
 from gradshard.client.round import Round
 from gradshard.client.upload_source import content_of
 from gradshard.client.uploads import upload
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def until(look: Callable[[], T | None], seconds: float = 60) -> T:
+def until(look: Callable[[], T | None], seconds: float = 120) -> T:
     """Look again and again until there is something."""
     give_up = time.monotonic() + seconds
     while time.monotonic() < give_up:
@@ -34,6 +35,20 @@ def send_unchecked(round_: Round, client: str, tensors: dict[str, Any], samples:
     """Send an update as a program does that does not look for NaN first."""
     with content_of(tensors, samples) as content:
         upload(round_.store, round_.keys.update(client), content)
+
+
+def log_of(round_: Round, *wanted: tuple[str, str]) -> list[LogLine]:
+    """Wait until functions have logged about a round, each with a client; return all of its log.
+
+    A function answers, and the machine goes on, before its log group has its last line.
+    """
+
+    def look() -> list[LogLine] | None:
+        lines = round_.log()
+        logged = {(line.function, line.fields.get("contributor", "")) for line in lines}
+        return lines if logged >= set(wanted) else None
+
+    return until(look)
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,12 @@ class Deployed:
     @property
     def bucket(self) -> str:
         return self.outputs["BucketName"]
+
+    def tokens(self, round_: Round) -> list[str]:
+        """Return the tokens that resume a round, which are written a moment after its spec."""
+        until(lambda: self.keys(round_.keys.callback))
+        tokens: list[str] = json.loads(self.read(round_.keys.callback))["tokens"]
+        return tokens
 
     def put(self, round_id: str, client: str, body: bytes) -> str:
         """Upload an update as a client without the library would; return its ETag."""

@@ -3,8 +3,8 @@
 import io
 import itertools
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import boto3
@@ -28,24 +28,6 @@ pytestmark = pytest.mark.e2e
 
 def blob(seed: int) -> bytes:
     return reference.encode(update(seed), {"num_samples": str(seed)})
-
-
-@pytest.fixture
-def no_events(engine: Engine, deployed: Deployed) -> Iterator[None]:
-    """Updates wake nobody."""
-    notified = boto3.client("s3").get_bucket_notification_configuration(Bucket=deployed.bucket)
-    topics = notified["TopicConfigurations"]
-    assert topics
-
-    def notify(configurations: list[Any]) -> None:
-        boto3.client("s3").put_bucket_notification_configuration(
-            Bucket=deployed.bucket,
-            NotificationConfiguration={"TopicConfigurations": configurations},
-        )
-
-    notify([])
-    yield
-    notify(topics)
 
 
 def test_when_every_event_is_lost_the_deadline_carries_the_round(
@@ -102,6 +84,19 @@ def test_a_client_that_never_ends_its_upload_is_not_waited_for(
     store.abort_upload(key, upload)
 
 
+def schedule_of(name: str) -> dict[str, Any]:
+    """Return the schedule of a round's deadline, which is made some moments after its spec."""
+    scheduler = boto3.client("scheduler")
+
+    def look() -> dict[str, Any] | None:
+        try:
+            return dict(scheduler.get_schedule(Name=name, GroupName="gradshard-deadlines"))
+        except scheduler.exceptions.ResourceNotFoundException:
+            return None
+
+    return until(look)
+
+
 def undelivered(deployed: Deployed, about: str) -> list[dict[str, Any]]:
     """Take from the queue what collect_update could not take note of, of one round."""
     queue = boto3.client("sqs")
@@ -118,23 +113,27 @@ def undelivered(deployed: Deployed, about: str) -> list[dict[str, Any]]:
 def test_a_deadline_that_fails_is_kept_and_can_be_delivered_by_hand(
     federation: Federation, deployed: Deployed
 ) -> None:
-    rounds = [
-        federation.open_round(name, clients=["a", "b"], min_clients=1, timeout=3)
-        for name in ("unwoken", "woken")
-    ]
-    round_, other = rounds
-    # One loses its tokens where the deadline has them, too.
-    scheduler, named = boto3.client("scheduler"), ("Name", "GroupName", "ScheduleExpression")
-    schedule: Any = scheduler.get_schedule(Name="unwoken", GroupName="gradshard-deadlines")
-    kept = {name: schedule[name] for name in (*named, "Target", "FlexibleTimeWindow")}
-    kept["Target"]["Input"] = json.dumps({"round": "unwoken", "deadline": True})
-    scheduler.update_schedule(**kept)
+    names = ("unwoken", "woken")
+    schedules: dict[str, Any] = {}
+    for name in names:
+        federation.open_round(name, clients=["a", "b"], min_clients=1, timeout=600)
+        schedules[name] = schedule_of(name)
+    round_, other = map(federation.round, names)
     # What the function cannot read, it fails at, whenever it is tried.
     place: Any = {"Bucket": deployed.bucket, "Key": round_.keys.callback}
     token = deployed.read(round_.keys.callback)
-    for one in rounds:
+    for one in (round_, other):
         deployed.put(one.id, "a", blob(1))
         deployed.s3.put_object(Bucket=deployed.bucket, Key=one.keys.callback, Body=b"{")
+    # One loses its tokens where the deadline has them, too.
+    schedules["unwoken"]["Target"]["Input"] = json.dumps({"round": "unwoken", "deadline": True})
+    for schedule in schedules.values():
+        named = ("Name", "GroupName", "Target", "FlexibleTimeWindow", "ActionAfterCompletion")
+        due = datetime.now(UTC) + timedelta(seconds=2)
+        boto3.client("scheduler").update_schedule(
+            **{name: schedule[name] for name in named},
+            ScheduleExpression=f"at({due:%Y-%m-%dT%H:%M:%S})",
+        )
     assert contributors(other.wait(SECONDS)) == ["a"]
     [message] = until(lambda: undelivered(deployed, "unwoken"))
     assert message["requestPayload"] == {"round": "unwoken", "deadline": True}
@@ -163,8 +162,7 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     federation: Federation, deployed: Deployed
 ) -> None:
     round_ = federation.open_round("scheduled", clients=["a"], timeout=600)
-    scheduler, group = boto3.client("scheduler"), "gradshard-deadlines"
-    target = scheduler.get_schedule(Name="scheduled", GroupName=group)["Target"]
+    target = schedule_of("scheduled")["Target"]
     assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == aws_callbacks.TIMEOUT_SECONDS
     queue = boto3.client("sqs").get_queue_attributes(
         QueueUrl=deployed.outputs["UndeliveredEventsUrl"], AttributeNames=["QueueArn"]
@@ -182,7 +180,10 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
     round_.wait(SECONDS)
 
     def left() -> list[str]:
-        found = scheduler.list_schedules(GroupName=group, NamePrefix="scheduled")["Schedules"]
+        answer = boto3.client("scheduler").list_schedules(
+            GroupName="gradshard-deadlines", NamePrefix="scheduled"
+        )
+        found = answer["Schedules"]
         return [schedule["Name"] for schedule in found]
 
     assert until(lambda: not left())
@@ -191,11 +192,12 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
 def test_a_round_without_its_deadline_can_be_woken(
     federation: Federation, deployed: Deployed
 ) -> None:
-    round_ = federation.open_round("untimed", clients=["a", "b"], min_clients=1, timeout=3)
+    round_ = federation.open_round("untimed", clients=["a", "b"], min_clients=1, timeout=8)
+    schedule_of("untimed")
     boto3.client("scheduler").delete_schedule(Name="untimed", GroupName="gradshard-deadlines")
     round_.submit("a", update(1), samples=1)
     with pytest.raises(WaitTimeoutError):
-        round_.wait(6)
+        round_.wait(11)
     deployed.call("collect_update", {"round": "untimed", "deadline": True})
     assert contributors(round_.wait(SECONDS)) == ["a"]
 

@@ -93,6 +93,8 @@ def test_a_whole_round(stack: Deployed, key: str) -> None:
     for fetched in (round_.fetch(), ticket.fetch()):
         assert fetched["w"].tobytes() == expected["w"].tobytes()
 
+    # After the manifest, partial sums are deleted.
+    assert stack.ended("kms")["status"] == "SUCCEEDED"
     for name in stack.keys(round_.keys.root):
         head = stack.s3.head_object(Bucket=stack.bucket, Key=name)
         assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key), name

@@ -149,7 +149,7 @@ def rounds(federation: Federation, deployed: Deployed) -> None:
     measured(federation)
     private(federation, deployed)
     tree_with_nan(federation)
-    eager(federation)
+    eager(federation, deployed)
     failed_tree(federation, deployed)
     given_up(federation, deployed)
     cut_off(federation, deployed)
@@ -254,7 +254,7 @@ def tree_with_nan(federation: Federation) -> None:
     assert [rejection["client"] for rejection in manifest["rejected"]] == ["c2"]
 
 
-def eager(federation: Federation) -> None:
+def eager(federation: Federation, deployed: Deployed) -> None:
     """A group before the others, and the rest at the deadline."""
     clients = [f"c{i}" for i in range(4)]
     round_ = federation.open_round(
@@ -263,11 +263,14 @@ def eager(federation: Federation) -> None:
         topology="lifl",
         eager=True,
         weights="counts",
-        timeout=10,
+        timeout=600,
         layout=update(0),
     )
-    for i in (0, 1, 3):
+    for i in (0, 1):
         round_.submit(clients[i], update(i), samples=1)
+    until(lambda: deployed.keys("rounds/iam-eager/task-reports/0/"))
+    round_.submit(clients[3], update(3), samples=1)
+    round_.close()
     manifest = round_.wait(SECONDS)
     assert manifest["missing"] == ["c2"]
 
@@ -325,13 +328,14 @@ def cut_off(federation: Federation, deployed: Deployed) -> None:
         name = f"iam-cut-off-{participation['model']}"
         rule = {"name": "salf", "p": participation}
         round_ = federation.open_round(
-            name, ["a", "b"], rule=rule, timeout=8, layout=layers["first"] | layers["last"]
+            name, ["a", "b"], rule=rule, timeout=600, layout=layers["first"] | layers["last"]
         )
         round_.submit("a", layers["first"] | layers["last"], 1)
         round_.layer_upload("b", 1).add(layers["last"])
         # As if it had sent all, and deleted it again.
         gone = uploaded(round_.keys.update("b"), "gone")
         deployed.call("collect_update", gone)
+        round_.close()
         round_.wait(SECONDS)
 
 
@@ -446,12 +450,13 @@ def trained_in_part(federation: Federation, deployed: Deployed) -> None:
     """Of a client that has sent a part of its update only, at the deadline."""
     federation.model("iam-part").put(update(0))
     optimizer = {"optimizer": "fedavg", "model": "iam-part"}
-    training = federation.train(
-        "iam-part", rounds=1, clients=["a"], server_optimizer=optimizer, rule="fill", timeout=5
-    )
+    # Before the round, lest a slow machine miss the short deadline.
     body = reference.encode(update(1), {"num_samples": "1"})
     key = RoundKeys("iam-part-00001").partial_update("a")
     deployed.s3.put_object(Bucket=deployed.bucket, Key=key, Body=body)
+    training = federation.train(
+        "iam-part", rounds=1, clients=["a"], server_optimizer=optimizer, rule="fill", timeout=5
+    )
     assert training.wait(SECONDS).completed == 1
 
 
@@ -509,7 +514,8 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     send("b", 3, update(5))
     assert training.wait(SECONDS).completed == 3
     told = [training.keys.inbox(3).rejection(client) for client in "ab"]
-    [waited] = filter(None, map(federation.stack.store.get_json, told))
+    # What waits is rejected once the state of the end is written.
+    [waited] = until(lambda: [*filter(None, map(federation.stack.store.get_json, told))])
     assert waited["reason"].endswith("has ended: all 3 rounds have completed")
     late = uploaded(training.keys.inbox(1).update("a"), etag)
     answer = deployed.call("collect_update", late)

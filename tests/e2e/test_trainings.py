@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ from gradshard_core.errors import RoundFailed, TrainingFailed, WaitTimeoutError
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.records.training_state import Invitation, TrainingState, change_state
 from tests import reference
-from tests.e2e.deployed import until
+from tests.e2e.deployed import Deployed, until
 
 pytestmark = pytest.mark.e2e
 
@@ -138,9 +138,7 @@ def test_a_training_runs_by_itself_to_the_bits_of_a_loop(federation: Federation)
     assert state.dollars > 0
 
 
-def test_stop_now_cancels_a_round_of_which_nobody_answers_even_one_that_is_about_to_begin(
-    federation: Federation,
-) -> None:
+def test_stop_now_cancels_a_round_of_which_nobody_answers(federation: Federation) -> None:
     federation.model("silent").put(FIRST)
     training = federation.train(
         "silent",
@@ -149,18 +147,28 @@ def test_stop_now_cancels_a_round_of_which_nobody_answers_even_one_that_is_about
         server_optimizer={"optimizer": "fedavg", "model": "silent"},
         timeout=10 * SECONDS,
     )
-    invited = until(lambda: state if (state := training.state()).invitation else None)
-    invitation = cast("Invitation", invited.invitation)
+    invitation = until(lambda: training.state().invitation)
     under_way = federation.round(invitation.round_id)
-    until(lambda: under_way.status()["state"] == "awaiting")
+    # The invitation is written before the round begins.
+    until(lambda: federation.stack.store.head(under_way.keys.spec))
     training.stop("nobody is there", now=True)
     state = training.wait(SECONDS)
     assert (state.cause, state.completed) == ("stopped: nobody is there", 0)
     assert under_way.status()["manifest"]["cause"] == "cancelled: nobody is there"
 
-    # The invitation is written first, and then the round begins.
-    later = "silent-of-an-invitation"
-    invited = replace(invited, invitation=replace(invitation, round_id=later))
+
+def test_stop_now_cancels_a_round_that_is_about_to_begin(federation: Federation) -> None:
+    federation.model("hasty").put(FIRST)
+    training = federation.train(
+        "hasty",
+        rounds=3,
+        server_optimizer={"optimizer": "fedavg", "model": "hasty"},
+        timeout=7 * 24 * 3600,  # its execution waits for members meanwhile
+    )
+    waits = until(lambda: state if (state := training.state()).waits_until else None)
+    later = "hasty-of-an-invitation"
+    invitation = Invitation(later, 1, 0, False, ("ann", "bo"), 2, 1, {})
+    invited = replace(waits, invitation=invitation)
     change_state(training._stack.store, training.keys, lambda _: invited)
     with ThreadPoolExecutor(1) as pool:
         stopped = pool.submit(training.stop, "not begun", now=True)
@@ -170,10 +178,12 @@ def test_stop_now_cancels_a_round_of_which_nobody_answers_even_one_that_is_about
             federation.open_round(later, clients=["ann", "bo"], timeout=10 * SECONDS)
         stopped.result(SECONDS)
     assert federation.round(later).status()["manifest"]["cause"] == "cancelled: not begun"
-    change_state(training._stack.store, training.keys, lambda _: state)
+    change_state(training._stack.store, training.keys, lambda _: waits)
+    training.stop("seen")
+    assert training.wait(SECONDS).status == "ended"
 
 
-def test_a_training_that_waits_for_its_next_round_ends_when_it_is_stopped(
+def test_a_training_that_waits_for_its_next_round_pauses_and_ends_when_it_is_asked_to(
     federation: Federation,
 ) -> None:
     federation.model("lonely").put(FIRST)
@@ -184,9 +194,37 @@ def test_a_training_that_waits_for_its_next_round_ends_when_it_is_stopped(
         timeout=7 * 24 * 3600,  # it looks every 2.8 hours who has joined
     )
     until(lambda: training.state().waits_until)
+    training.pause("nobody comes")
+    assert until(lambda: training.state().cause) == "paused: nobody comes"
+    training.resume()
+    until(lambda: training.state().waits_until)
     training.stop("nobody comes")
     state = training.wait(SECONDS)
     assert (state.cause, state.completed) == ("stopped: nobody comes", 0)
+
+
+def test_a_training_whose_execution_was_stopped_by_hand_ends_when_it_is_stopped(
+    federation: Federation, deployed: Deployed
+) -> None:
+    federation.model("orphaned").put(FIRST)
+    training = federation.train(
+        "orphaned",
+        rounds=3,
+        clients=["ann", "bo"],
+        server_optimizer={"optimizer": "fedavg", "model": "orphaned"},
+        timeout=10 * SECONDS,
+    )
+    invited = until(lambda: training.state().invitation)
+    under_way = federation.round(invited.round_id)
+    # The invitation is written before the round begins.
+    until(lambda: federation.stack.store.head(under_way.keys.spec))
+    machine = deployed.outputs["FederationStateMachineArn"]
+    execution = f"{machine.replace(':stateMachine:', ':execution:')}:orphaned"
+    deployed.states.stop_execution(executionArn=execution)
+    training.stop("not needed")
+    state = training.wait(SECONDS)
+    assert (state.cause, state.completed) == ("stopped: not needed", 0)
+    under_way.cancel("seen")  # its execution, if the engine has let it run on
 
 
 def test_a_training_ends_with_the_same_bits_though_functions_are_killed_on_the_way(

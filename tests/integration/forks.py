@@ -38,7 +38,7 @@ class Lane:
         self._lock = threading.Lock()
         self.pid = 0
         self.spare_mb: int | None = None
-        self.seconds = 60.0
+        self.seconds = 240.0
 
     def __call__(self, function: str, event: dict[str, Any]) -> dict[str, Any]:
         """Run a function to its end."""

@@ -216,7 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: len(body) // 2]
         self.wfile.write(body)
         if kind == "hold":
-            self.proxy.gate.wait(30)
+            self.proxy.gate.wait(120)
             self.wfile.write(answer.body[len(body) :])
             body = answer.body
         if kind == "stall":

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -76,7 +75,7 @@ spec = parse_spec({"clients": clients, "min_clients": 1})
 before = peak_mb()
 try:
     admitted = admission.admit(bucket, RoundKeys("r"), spec, clients, settled=None, whose="")
-    outcome = f"{len(admitted.contributors)} contributors, {len(bucket.rejections)} rejections"
+    outcome = f"{len(admitted.contributors)} contributors, {len(admitted.rejected)} rejections"
 except PlanError as error:
     outcome = str(error)
 print(round(peak_mb() - before), outcome)
@@ -118,7 +117,6 @@ class Bucket:
             data = 4
         self._blob = len(text).to_bytes(8, "little") + text
         self._nbytes = len(self._blob) + data
-        self.rejections: list[str] = []
 
     def _of(self, key: str, start: int, end: int) -> bytes:
         part, number = self._blob[start:end], int(Path(key).stem.removeprefix("c"))
@@ -131,9 +129,6 @@ class Bucket:
 
     def get_range(self, source: ObjectVersion, start: int, end: int) -> bytes:
         return self._of(source.key, start, end)
-
-    def put_json(self, key: str, _value: Any) -> None:
-        self.rejections.append(key)
 
 
 @pytest.mark.parametrize(

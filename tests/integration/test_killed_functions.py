@@ -167,7 +167,7 @@ def test_a_task_that_goes_on_when_another_has_done_it(
             if function == "aggregate_shard" and not stragglers:
                 proxy.watch = stop
                 stragglers.append(pool.submit(slow, function, event))
-                assert asleep.wait(30)
+                assert asleep.wait(120)
             if function == "finalize_round" and wakes == "before the end":
                 slow.signal(signal.SIGCONT)
                 stragglers[0].result()
@@ -214,7 +214,7 @@ def test_a_task_stopped_while_it_sends_its_part(
             if function == "aggregate_shard" and not stragglers:
                 proxy.watch = stop
                 stragglers.append(pool.submit(slow, function, event))
-                assert asleep.wait(30)
+                assert asleep.wait(120)
                 proxy.gate.set()
             if function == "finalize_round" and wakes == "given up":
                 raise FunctionError("SomeError", "no more")
@@ -290,14 +290,14 @@ def test_a_slow_read_waits_for_the_functions_timeout(
     def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
         drip = drips.pop(function, None)
         proxy.faults = [drip] if drip else []
-        lanes[0].seconds = 1.0 if drip else 60.0
+        lanes[0].seconds = 1.0 if drip else 240.0
         try:
             return lanes[0](function, event)
         except FunctionError as failure:
             timed_out.append((function, failure.error))
             raise
         finally:
-            lanes[0].seconds = 60.0
+            lanes[0].seconds = 240.0
 
     machine = Machine(call, store, {} if ends == "completed" else {"min_clients": 4})
     if ends == "failed":
@@ -326,7 +326,7 @@ def test_a_round_aborted_while_a_task_runs_stays_aborted(
         proxy.watch = stop
         with ThreadPoolExecutor(1) as pool:
             task = pool.submit(slow, function, event)
-            assert asleep.wait(30)
+            assert asleep.wait(120)
             given_up = {"round": event["round"], "error": "SomeError", "cause": "no more"}
             assert quick("abort_round", given_up)["status"] == "failed"
             slow.signal(signal.SIGCONT)
@@ -363,12 +363,12 @@ def test_a_task_past_its_timeout(lanes: list[Lane], proxy: Proxy, store: S3Store
     def call(function: str, event: dict[str, Any]) -> dict[str, Any]:
         is_slow = function == "aggregate_shard"
         proxy.faults = [Fault("stall", "GET", "/updates/")] * 99 if is_slow else []
-        lanes[0].seconds = 1.0 if is_slow else 60.0
+        lanes[0].seconds = 1.0 if is_slow else 240.0
         return lanes[0](function, event)
 
     machine = Machine(call, store, {})
     manifest = machine.run()
-    lanes[0].seconds = 60.0
+    lanes[0].seconds = 240.0
     assert (manifest["status"], manifest["error"]) == ("failed", "Sandbox.Timedout")
     assert manifest["cause"] == "task 0 of level 0: timed out after 1.0 seconds"
     machine.check(manifest, lanes[2])

@@ -12,7 +12,7 @@ import boto3
 import pytest
 
 from gradshard.aws.boto_client import default_session
-from tests.e2e.conftest import deployed, federation
+from tests.e2e.conftest import deployed, federation, no_events
 from tests.integration.conftest import (
     encrypted,
     function_environment,
@@ -32,6 +32,7 @@ __all__ = [
     "encrypted",
     "federation",
     "function_environment",
+    "no_events",
     "open_round",
     "proxied",
     "proxy",

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from gradshard.client.round_status import AGGREGATING, AWAITING
 from gradshard.client.stack import Execution, ListedExecution, Stack
+from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys, is_id
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
@@ -18,6 +19,9 @@ CANCELLED: Final = "Cancelled"
 """The error in the manifest of a round that was cancelled."""
 
 RUNNING: Final = "RUNNING"
+
+SETTLING_SECONDS: Final = 20.0
+"""Seconds that closing a round waits while it is just being opened or planned."""
 
 FUNCTIONS: Final = (
     *("open_round", "collect_update", "plan_round"),
@@ -93,9 +97,23 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
     RoundNotFoundError
         There is no such round.
     RoundStateError
-        The round has ended, or is just being opened or planned; or its clients were drawn in
+        The round has ended, or neither opening nor planning it ends; or its clients were drawn in
         secret, and it lasts for its timeout: what others add must not depend on who was drawn.
     """
+    for _ in poll(SETTLING_SECONDS):
+        _check_is_closable(stack, keys)
+        # Opening writes the callback after the spec. Planning deletes it, and writes the plan when
+        # all updates are read.
+        if stack.store.head(keys.callback) or stack.store.head(keys.plan):
+            event = {"round": keys.round_id, "deadline": True}
+            return bool(stack.invoke("CollectUpdateFunctionName", event)["resumed"])
+    raise RoundStateError(
+        f"round {keys.round_id!r} is just being opened or planned, for {SETTLING_SECONDS:g} s by "
+        "now; try again"
+    )
+
+
+def _check_is_closable(stack: Stack, keys: RoundKeys) -> None:
     manifest = read_manifest(stack.store, keys)
     if manifest is not None:
         raise RoundStateError(f"round {keys.round_id!r} has ended ({manifest['status']})")
@@ -113,11 +131,6 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
             f"round {keys.round_id!r} has ended without a manifest ({execution.reason}); cancel "
             "it to clean up"
         )
-    # Planning deletes the callback, and writes the plan when all updates are read.
-    if stack.store.head(keys.callback) is None and stack.store.head(keys.plan) is None:
-        raise RoundStateError(f"round {keys.round_id!r} is just being opened or planned; try again")
-    event = {"round": keys.round_id, "deadline": True}
-    return bool(stack.invoke("CollectUpdateFunctionName", event)["resumed"])
 
 
 def running(stack: Stack) -> set[str]:

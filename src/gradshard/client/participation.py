@@ -120,6 +120,8 @@ def participate(
         invitation = state.invitation
         # The end of a training rejects the updates that wait.
         _persistently(lambda: rejection_watch.check(state), patience)  # noqa: B023 - called at once
+        if state.status == ENDED and rejection_watch.is_waiting:
+            continue
         if state.status == ENDED:
             rejected = tuple(rejection_watch.rejected)
             return Participation(tuple(done[False]), tuple(done[True]), rejected, state)

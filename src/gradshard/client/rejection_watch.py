@@ -75,7 +75,13 @@ class RejectionWatch:
     def __init__(self, access: TrainingAccess, on_rejection: OnRejection | None = None) -> None:
         self._access, self._on_rejection = access, on_rejection
         self._sent: dict[str, _Sent] = {}
+        self._ended_at: float | None = None
         self.rejected: list[RejectedUpdate] = []
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is not known yet what has become of an update."""
+        return bool(self._sent)
 
     def add(self, round_: ClientRound, invitation: Invitation) -> None:
         """Follow the update that was sent in answer to an invitation."""
@@ -83,8 +89,10 @@ class RejectionWatch:
 
     def check(self, state: TrainingState) -> None:
         """Ask whether updates were rejected, those that may have been, and tell it."""
+        if state.status == ENDED and self._ended_at is None:
+            self._ended_at = time.monotonic()
         for name, sent in list(self._sent.items()):
-            invitation, is_last = sent.invitation, state.status == ENDED
+            invitation, is_last = sent.invitation, self._is_last(sent.invitation)
             is_settled = is_last or self._is_settled(invitation, state)
             # One that came too late may be rejected a little later.
             is_over = is_settled and (is_last or not sent.is_recent)
@@ -98,6 +106,15 @@ class RejectionWatch:
                 del self._sent[name]
             if reason is not None:
                 self._tell(sent, reason)
+
+    def _is_last(self, invitation: Invitation) -> bool:
+        """Whether the training has ended, and rejects the answer to an invitation no more.
+
+        A buffered training rejects the updates that wait once the state of its end is written.
+        """
+        if self._ended_at is None:
+            return False
+        return not invitation.is_open or time.monotonic() - self._ended_at >= SETTLE_SECONDS
 
     def _is_settled(self, invitation: Invitation, state: TrainingState) -> bool:
         """Whether the answer to an invitation has counted, or was rejected by now."""

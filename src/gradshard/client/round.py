@@ -375,8 +375,8 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         RoundStateError
-            The round has ended, or is just being opened or planned; or its clients were drawn in
-            secret.
+            The round has ended, or neither opening nor planning it ends; or its clients were drawn
+            in secret.
         """
         return operations.close_round(self._stack, self.keys)
 

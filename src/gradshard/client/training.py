@@ -363,7 +363,9 @@ class Training:
         return {"waiting": waiting, "rejected": count_rejected(self._stack.store, self.keys)}
 
     def pause(self, reason: str) -> TrainingState:
-        """Pause the training when its current round has ended.
+        """Pause the training when its current round has ended, or at once if none is under way.
+
+        It also pauses if its execution was stopped; the round is then given up.
 
         Raises
         ------
@@ -378,6 +380,8 @@ class Training:
 
     def stop(self, reason: str, *, now: bool = False) -> TrainingState:
         """End the training when its current round has ended, or at once if none is under way.
+
+        It also ends if its execution was stopped; the round is then given up.
 
         Parameters
         ----------
@@ -398,8 +402,6 @@ class Training:
             The current round has not begun within a minute, so it cannot be cancelled yet.
         """
         state = self._request(STOP, reason)
-        if state.status == RUNNING and state.invitation is None:
-            self._start_execution(state)
         if now:
             self._cancel_round(state, reason)
         return state
@@ -426,6 +428,8 @@ class Training:
     def _request(self, request: str, reason: str) -> TrainingState:
         if not reason.strip():
             raise SpecError(f"give a reason for the {request}; others can read it")
+        asked = self.state()
+        is_lost = asked.invitation is not None and self.lost_execution(asked) is not None
 
         def change(state: TrainingState) -> TrainingState:
             if state.status == ENDED:
@@ -434,12 +438,16 @@ class Training:
                 return replace(state, status=ENDED, cause=f"stopped: {reason}", invitation=None)
             if state.status == PAUSED:
                 return state
-            if request == STOP and state.invitation is None:
-                # Its execution may wait for as long as a day before it looks: another one ends it.
+            if state.invitation is None or (is_lost and state.run == asked.run):
+                # Its execution may wait for as long as a day before it looks, or has been stopped:
+                # another one does what is asked for.
                 state = replace(state, run=state.run + 1, first_step=state.step)
             return requested(state, request, reason.strip())
 
-        return change_state(self._stack.store, self.keys, change)
+        state = change_state(self._stack.store, self.keys, change)
+        if state.status == RUNNING and state.run > 1:
+            self._start_execution(state)
+        return state
 
     def resume(self) -> TrainingState:
         """Let a training go on that has paused, or whose execution was stopped; safe to repeat.

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from gradshard.client import federation as module
+from gradshard.client import operations
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
 from gradshard.client.stack import Execution, ListedExecution
@@ -107,7 +108,29 @@ class TestClosing:
         with pytest.raises(RoundStateError, match=r"without a manifest .* cancel it to clean up"):
             round_.close()
 
-    def test_of_a_round_that_is_just_being_opened(self, round_: Round, store: MemoryStore) -> None:
+    def test_waits_for_a_round_that_is_just_being_opened(
+        self, round_: Round, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.delete(round_.keys.callback)
+
+        def open_round(_: float) -> None:
+            store.put_json(round_.keys.callback, {"tokens": ["token"]})
+
+        monkeypatch.setattr("time.sleep", open_round)
+        assert round_.close()
+
+    def test_says_that_a_round_ended_while_it_was_planned(
+        self, round_: Round, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store.delete(round_.keys.callback)
+        monkeypatch.setattr("time.sleep", lambda _: store.put_json(round_.keys.manifest, COMPLETED))
+        with pytest.raises(RoundStateError, match=r"'r1' has ended \(completed\)"):
+            round_.close()
+
+    def test_of_a_round_that_stays_being_opened(
+        self, round_: Round, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(operations, "SETTLING_SECONDS", 0.1)
         store.delete(round_.keys.callback)
         with pytest.raises(RoundStateError, match="just being opened or planned"):
             round_.close()

@@ -14,7 +14,7 @@ from gradshard.client.compression import Compression
 from gradshard.client.federation import Federation
 from gradshard.client.model import Model
 from gradshard.client.participation import participate
-from gradshard.client.rejection_watch import RejectedUpdate
+from gradshard.client.rejection_watch import SETTLE_SECONDS, RejectedUpdate
 from gradshard.client.residual import Residual
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
@@ -422,23 +422,34 @@ def test_metrics_of_an_evaluation_that_were_rejected_are_told(world: World) -> N
     assert (update.round_id, update.is_evaluation) == ("t-00001-eval", True)
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
 def test_a_rejection_by_the_end_of_a_buffered_training_is_told(
-    world: World, caplog: pytest.LogCaptureFixture
+    world: World, caplog: pytest.LogCaptureFixture, *, is_slow: bool
 ) -> None:
+    """Updates that wait are rejected when the state of the end is written already."""
     spec = {**SPEC, "mode": "buffered", "updates_per_version": 2}
     world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
     everybody = Invitation("t-00001", 1, 0, False, (), 2, 1, {"lr": 1.0})
     world.show(invitation=everybody, version=1)
 
-    def end() -> None:
+    def reject() -> None:
         rejection = {"client": "ann", "reason": "the training has ended"}
         world.store.put_json(world.keys.inbox(1).rejection("ann"), rejection)
-        world.end()
 
-    world.script = [end]
+    world.script = [world.end, lambda: None, reject] if is_slow else [reject, world.end]
     with caplog.at_level(logging.WARNING, "gradshard"):
-        assert participate(world.member, train).trained == (1,)
+        done = participate(world.member, train)
+    assert (done.trained, [update.number for update in done.rejected]) == ((1,), [1])
     assert "t-from-00000001: the update was rejected: the training has ended" in caplog.text
+
+
+def test_a_client_does_not_wait_for_ever_for_what_becomes_of_its_last_update(world: World) -> None:
+    spec = {**SPEC, "mode": "buffered", "updates_per_version": 2}
+    world.store.put_json(world.keys.spec, {"spec": parse_training_spec(spec).to_json()})
+    world.show(invitation=Invitation("t-00001", 1, 0, False, (), 2, 1, {"lr": 1.0}), version=1)
+    world.script = [world.end]
+    assert participate(world.member, train).rejected == ()
+    assert SETTLE_SECONDS <= world.now < SETTLE_SECONDS + 3
 
 
 def test_in_a_buffered_training_each_version_is_trained_once_and_rejections_are_told(

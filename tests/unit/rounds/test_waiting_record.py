@@ -11,6 +11,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import aws_callbacks, plan_round, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.waiting_record import ROUNDS_SEEN, Seen
 from tests import reference
 from tests.unit.fakes import MemoryStore
@@ -162,23 +163,65 @@ def test_no_rejection_is_left_of_an_update_that_was_replaced_while_it_was_checke
     assert machine.store.get_json(machine.keys.rejection("a")) is None
 
 
-def test_no_rejection_is_left_of_an_update_that_was_replaced_after_a_planning_was_killed(
-    machine: Machine, monkeypatch: pytest.MonkeyPatch
+THREE = {"w": np.ones(3, "f4")}
+TERMS: dict[str, Any] = {"min_clients": 1, "layout": {"w": {"dtype": "F32", "shape": [2]}}}
+"""An arrival cannot tell that planning will not like the layout of ``THREE``."""
+
+
+@pytest.mark.parametrize("replaced", ["when it is read", "when the planning is dead"])
+@pytest.mark.parametrize("eager", [False, True])
+def test_no_rejection_is_left_of_an_update_that_was_replaced_while_a_planning_was_killed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, *, replaced: str, eager: bool
 ) -> None:
-    """An arrival cannot tell that planning will not like its layout."""
-    machine.open(clients=["a", "b"], min_clients=1, layout={"w": {"dtype": "F32", "shape": [2]}})
+    more = {"eager": True, "topology": "lifl", "weights": "counts"} if eager else {}
+    machine.open(clients=["a", "b"], **TERMS, **more)
     arrive(machine, "a")
-    machine.collect("b", machine.submit("b", {"w": np.ones(3, "f4")}))
+    machine.collect("b", machine.submit("b", THREE))
+    get_head = machine.store.get_head
+
+    def get_then_replace(key: str, nbytes: int) -> Any:
+        found = get_head(key, nbytes)
+        if key == machine.keys.update("b"):
+            monkeypatch.setattr(machine.store, "get_head", get_head)
+            arrive(machine, "b")
+        return found
+
     with monkeypatch.context() as patched:
         patched.setattr(plan_round, "plan_to_json", None)  # the plan is made, and not written
+        if replaced == "when it is read":
+            monkeypatch.setattr(machine.store, "get_head", get_then_replace)
         with pytest.raises(TypeError):
             machine.plan(OPENED)
-    assert machine.store.get_json(machine.keys.rejection("b")) is not None
-    arrive(machine, "b")
+    if replaced == "when the planning is dead":
+        arrive(machine, "b")
     machine.plan(OPENED)
     plan = machine.store.get_json(machine.keys.plan)
     assert [c["client"] for c in plan["contributors"]] == ["a", "b"]
     assert machine.store.get_json(machine.keys.rejection("b")) is None
+
+
+def test_a_planning_that_was_killed_after_its_plan_tells_the_rejected_once_it_is_repeated(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.open(clients=["a", "b"], **TERMS)
+    arrive(machine, "a")
+    machine.collect("b", machine.submit("b", THREE))
+    with monkeypatch.context() as patched:
+        patched.setattr(plan_round, "reject_all", None)
+        with pytest.raises(TypeError):
+            machine.plan(OPENED)
+    assert machine.store.head(machine.keys.plan) is not None
+    machine.plan(OPENED)
+    assert "tensor 'w' is F32 [3]" in machine.store.get_json(machine.keys.rejection("b"))["reason"]
+
+
+def test_a_client_reads_why_its_update_was_rejected_when_too_few_remain(machine: Machine) -> None:
+    machine.open(clients=["a", "b"], **TERMS | {"min_clients": 2})
+    arrive(machine, "a")
+    machine.collect("b", machine.submit("b", THREE))
+    with pytest.raises(QuorumError):
+        machine.plan(OPENED)
+    assert "tensor 'w' is F32 [3]" in machine.store.get_json(machine.keys.rejection("b"))["reason"]
 
 
 def test_no_round_completes_by_an_update_that_was_seen_and_deleted(

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
+from gradshard.client.stack import Execution
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.headers import parse_header
@@ -365,6 +366,73 @@ def test_an_operator_pauses_resumes_and_stops(machine: Machine) -> None:
     assert (state.status, state.completed, state.cause) == ("paused", 2, "paused: maintenance")
     state = machine.resume()
     assert (state.status, state.completed, state.cause) == ("ended", 4, "stopped: good enough")
+
+
+def go_on(machine: Machine) -> None:
+    """Run the execution that an operator's request has started."""
+    [*_, payload] = machine.stack.trainings.started
+    machine.execute(machine.keys.execution(machine.state.run), json.loads(payload))
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "cause"),
+    [("stop", "ended", "stopped: nobody comes"), ("pause", "paused", "paused: nobody comes")],
+)
+def test_an_operator_need_not_wait_for_a_training_that_waits_for_members(
+    machine: Machine, request_: str, status: str, cause: str
+) -> None:
+    fields = {"rounds": 3, "round": {"server_optimizer": "fedavg"}}
+    start_training(machine.store, NAME, fields, started=machine.now.isoformat())
+    waits = advance_training(machine.store, NAME, run=1, step=0, aggregator=AGGREGATOR)
+    assert waits["status"] == "wait"
+    getattr(machine.training, request_)("nobody comes")
+    go_on(machine)
+    assert (machine.state.status, machine.state.cause) == (status, cause)
+    # The execution that has waited changes nothing, and the one that it may start is there.
+    ended = machine.state
+    late = advance_training(machine.store, NAME, run=1, step=waits["step"], aggregator=AGGREGATOR)
+    assert late["status"] == "superseded" or late["execution"] in machine.ended
+    assert machine.state == ended
+
+
+class StoppedByHandError(Exception):
+    """Somebody has stopped the execution."""
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "cause"),
+    [("stop", "ended", "stopped: enough"), ("pause", "paused", "paused: enough")],
+)
+def test_a_request_to_a_training_whose_execution_was_stopped_takes_effect(
+    machine: Machine, request_: str, status: str, cause: str
+) -> None:
+    def stop_execution(_: Invitation) -> None:
+        raise StoppedByHandError
+
+    machine.before_round = stop_execution
+    with pytest.raises(StoppedByHandError):
+        machine.start(rounds=9, clients=CLIENTS)
+    assert machine.state.invitation is not None
+    machine.stack.trainings.executions[NAME] = Execution("ABORTED", {}, "", "by hand")
+    getattr(machine.training, request_)("enough")
+    go_on(machine)
+    assert (machine.state.status, machine.state.completed) == (status, 0)
+    assert machine.state.cause == cause
+    assert machine.executions == [NAME, f"{NAME}-run2"]
+
+
+def test_a_request_to_a_training_with_a_round_under_way_starts_no_execution(
+    machine: Machine,
+) -> None:
+    def ask(_: Invitation) -> None:
+        machine.training.pause("later")
+        machine.training.stop("enough")
+
+    machine.stack.trainings.executions[NAME] = Execution("RUNNING", {}, "", "")
+    machine.before_round = ask
+    assert machine.start(rounds=9, clients=CLIENTS).cause == "stopped: enough"
+    assert machine.stack.trainings.started == []
+    assert machine.executions == [NAME]
 
 
 def test_a_successor_takes_over_before_the_history_is_full(

@@ -1,11 +1,12 @@
 """Admission to a round: find the updates that can be averaged together."""
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Final, NamedTuple
 
-from gradshard_core.errors import GradshardError
+from gradshard_core.errors import GradshardError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.planning.plan_parts import Contributor, Rejection
@@ -80,7 +81,11 @@ def admit(
     addresses: Mapping[str, Address] | None = None,
     surveyed: Mapping[str, Facts] | None = None,
 ) -> Admission:
-    """Check updates, and tell the senders of those that are rejected.
+    """Check updates, and tell the senders of rejected ones if the updates are given by address.
+
+    Others may be replaced until a plan names them. So their senders are told once there is a plan,
+    or if none can be made: a planning may be killed before that, and the next one take an update
+    that has replaced a rejected one.
 
     Parameters
     ----------
@@ -128,10 +133,23 @@ def admit(
         bad += examiner.take_out_unfit(updates, held)
         runs = large_headers.submit(examiner.runs, updates).result()
 
-    told = keys if spec.inbox is None else None
-    rejections.reject_all(store, bad, lambda client: told or address_of(client).keys)
+    if addresses is not None:
+        told = keys if spec.inbox is None else None
+        rejections.reject_all(store, bad, lambda client: told or address_of(client).keys)
     contributors = _contributors(spec, updates.values(), runs, address_of)
     return Admission(contributors, examiner.of_result, tuple(bad), examiner.coverage(updates))
+
+
+@contextlib.contextmanager
+def telling_if_it_fails(
+    store: S3Store, keys: RoundKeys, rejected: Sequence[Rejection]
+) -> Iterator[None]:
+    """Tell the senders of rejected updates if no plan can be made of the others."""
+    try:
+        yield
+    except (QuorumError, PlanError):
+        rejections.reject_all(store, rejected, lambda _: keys)
+        raise
 
 
 def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence[str]) -> None:

@@ -69,14 +69,15 @@ def next_stage(context: PlanContext, previous: Plan) -> Plan:
         rejected=(*previous.participants.rejected, *admitted.rejected),
     )
     missing = () if awaited else spec.missing(answered)
-    if not awaited:
-        admission.check_quorum(admitted, spec, missing)
-    if previous.layout.nbytes:
-        plan = _extend(spec, previous, groups, admitted.contributors)
-    else:
-        # All earlier updates were rejected, so there is no layout and nothing was added yet.
-        layout = write_layout(context, admitted.layout)
-        plan = assemble(context, admitted.contributors, layout, admitted.coverage)
+    with admission.telling_if_it_fails(context.store, context.keys, admitted.rejected):
+        if not awaited:
+            admission.check_quorum(admitted, spec, missing)
+        if previous.layout.nbytes:
+            plan = _extend(spec, previous, groups, admitted.contributors)
+        else:
+            # All earlier updates were rejected, so there is no layout and nothing was added yet.
+            layout = write_layout(context, admitted.layout)
+            plan = assemble(context, admitted.contributors, layout, admitted.coverage)
     return replace(
         plan,
         stage=Stage(context.request.entered_at, previous.stage.number + 1, groups, awaited),

@@ -69,7 +69,7 @@ def first_plan(context: PlanContext) -> Plan:
     # An update may have been deleted.
     found = {c.client for c in admitted.contributors} | {r.client for r in admitted.rejected}
     missing = () if stage.awaited else spec.missing(sorted(found))
-    return _plan(context, admitted, stage, missing, addresses or {})
+    return _plan(context, admitted, stage, missing, addresses)
 
 
 def _known_to_have_answered(context: PlanContext) -> list[str] | None:
@@ -120,25 +120,30 @@ def _plan(
     admitted: Admission,
     stage: Stage,
     missing: Sequence[str],
-    addresses: Mapping[str, Address],
+    addresses: Mapping[str, Address] | None,
 ) -> Plan:
-    if not stage.awaited:
-        admission.check_quorum(admitted, context.spec, missing)
-    layout = write_layout(context, admitted.layout)
-    try:
-        plan = assemble(context, admitted.contributors, layout, admitted.coverage)
-    except PlanError as error:
-        remaining = _without_disordered(context, admitted, addresses, str(error))
-        if remaining is None:
-            raise
-        admitted = remaining
-        plan = assemble(context, admitted.contributors, layout, admitted.coverage)
+    untold = admitted.rejected if addresses is None else ()
+    with admission.telling_if_it_fails(context.store, context.keys, untold):
+        if not stage.awaited:
+            admission.check_quorum(admitted, context.spec, missing)
+        layout = write_layout(context, admitted.layout)
+        try:
+            plan = assemble(context, admitted.contributors, layout, admitted.coverage)
+        except PlanError as error:
+            remaining = _without_disordered(context, admitted, addresses, str(error))
+            if remaining is None:
+                raise
+            admitted = remaining
+            plan = assemble(context, admitted.contributors, layout, admitted.coverage)
     participants = Participants(plan.contributors, admitted.rejected, missing)
     return replace(plan, stage=stage, participants=participants)
 
 
 def _without_disordered(
-    context: PlanContext, admitted: Admission, addresses: Mapping[str, Address], error: str
+    context: PlanContext,
+    admitted: Admission,
+    addresses: Mapping[str, Address] | None,
+    error: str,
 ) -> Admission | None:
     """Reject updates in another order than the round's, for which tasks have no memory or time.
 
@@ -166,8 +171,11 @@ def _without_disordered(
         )
         for c in disordered
     ]
-    told = context.keys if context.spec.inbox is None else None
-    rejections.reject_all(context.store, rejected, lambda client: told or addresses[client].keys)
+    if addresses is not None:  # as in admit
+        told = context.keys if context.spec.inbox is None else None
+        rejections.reject_all(
+            context.store, rejected, lambda client: told or addresses[client].keys
+        )
     return admitted._replace(
         contributors=tuple(kept),
         rejected=(*admitted.rejected, *rejected),

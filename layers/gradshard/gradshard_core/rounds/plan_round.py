@@ -14,7 +14,7 @@ from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
 from gradshard_core.rounds.keeper_wait import next_plan, send_request
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
-from gradshard_core.rounds.rejections import reject_overlooked
+from gradshard_core.rounds.rejections import reject_all, reject_overlooked
 from gradshard_core.rounds.replan import replan
 from gradshard_core.rounds.waiting_record import end_waiting, waits_once
 from gradshard_core.s3.store import S3Store
@@ -65,11 +65,12 @@ def plan_round(
     previous = read_plan(store, keys) if head else None
     if previous is not None and _answers(previous, request):
         opened = read_spec(store, keys)
-        return _hand_out(store, keys, opened and opened[0], previous, request, aggregator, keeper)
+        spec = opened and opened[0]
+        _tell_rejected(store, keys, spec, previous, None)
+        return _hand_out(store, keys, spec, previous, request, aggregator, keeper)
     context = read_context(store, keys, request, aggregator)
     if request.attempt == 0 and waits_once(context.spec):
-        # Before the plan is there: who arrives from now on looks for it. And before updates are
-        # rejected: this call may be killed then, and who replaces one looks for its rejection.
+        # Before the plan is there: who arrives from now on looks for it.
         end_waiting(store, keys)
     plan = _make_plan(context, previous)
     written = plan_to_json(plan, piece_writer(store, keys))
@@ -80,12 +81,28 @@ def plan_round(
         # Two plannings ran at once, and the other one's plan was written first.
         _abort_uploads(store, plan, unless_in=previous)
         plan = _read_plan(store, keys)
+    _tell_rejected(store, keys, context.spec, plan, previous)
     # abort_round writes the manifest and then looks for uploads. Here it is the other way round, so
     # that whichever function comes later sees what the other one did.
     if store.head(keys.manifest) is not None:
         _abort_uploads(store, plan)
         raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
     return _hand_out(store, keys, context.spec, plan, request, aggregator, keeper)
+
+
+def _tell_rejected(
+    store: S3Store, keys: RoundKeys, spec: RoundSpec | None, plan: Plan, previous: Plan | None
+) -> None:
+    """Tell the senders of updates that a plan leaves out, once it is written.
+
+    Those whose updates are frozen in an earlier plan, or taken from the inboxes of a buffered
+    training, were told before (:func:`gradshard_core.rounds.admission.admit`).
+    """
+    if plan.attempt > 0 or spec is None or spec.inbox is not None:
+        return
+    told = {found.client for found in previous.participants.rejected} if previous else set()
+    untold = [found for found in plan.participants.rejected if found.client not in told]
+    reject_all(store, untold, lambda _: keys)
 
 
 def _hand_out(
