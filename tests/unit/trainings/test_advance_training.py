@@ -407,7 +407,8 @@ def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
     machine: Machine, mode: dict[str, Any]
 ) -> None:
     """Anybody who may join can have an id of 64 characters."""
-    layers = [f"layer{n:03}" for n in range(1000)] if not mode else None
+    prefixes = ["w", "b", *(f"layer{n:03}" for n in range(998))]
+    layers = {"all": prefixes} if not mode else None
     of_round = {"server_optimizer": "fedavg", "rule": layers and "fill", "layers": layers}
     fields = {"rounds": 3, "round": {n: v for n, v in of_round.items() if v is not None}, **mode}
     start_training(machine.store, NAME, fields, started=machine.now.isoformat())
