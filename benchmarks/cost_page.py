@@ -21,7 +21,7 @@ from gradshard_core.planning import (
 )
 from gradshard_core.planning.bandwidth import BURST
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.projection import Projection
+from gradshard_core.planning.round_projection import Projection
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.round_workload import workload_of
 from gradshard_core.units import MIB

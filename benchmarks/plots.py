@@ -12,7 +12,7 @@ from benchmarks.workload import VGG_16
 from gradshard.papers.measurements import SHARD_SWEEP_SECONDS
 from gradshard_core.planning import planner
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.projection import project
+from gradshard_core.planning.round_projection import project
 from gradshard_core.planning.workload import Workload
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}

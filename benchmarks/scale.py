@@ -15,7 +15,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.planning import limits, memory_projection, planner
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Task
-from gradshard_core.planning.projection import Projection
+from gradshard_core.planning.round_projection import Projection
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 

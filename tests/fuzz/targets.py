@@ -16,7 +16,7 @@ import numpy as np
 
 from gradshard.client.round_ticket import Ticket
 from gradshard.client.ticket_file import NOT_A_TICKET
-from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.scaled_block import BlockCodec
@@ -204,7 +204,7 @@ def _decoded(layout: EncodedLayout, stored: bytes) -> bytearray:
     assert isinstance(runs, EncodedRuns)
     [asked] = runs.ranges(0, plain.nbytes)
     assert asked == (0, len(stored))
-    source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, DecodingBuffers())
+    source = DecodedSource(_Stream(stored), runs, 0, plain.nbytes, DecodingMemory())
     out = bytearray(plain.nbytes)
     cut = len(out) // 8 * 4
     with np.errstate(all="ignore"):

@@ -85,7 +85,7 @@ def test_an_order_that_costs_too_much_is_rejected(
     monkeypatch.setattr(reordered_reads, "MAX_FURTHER_REQUESTS", 0)
     monkeypatch.setattr(reordered_reads, "GAP_BYTES", 1000)
     monkeypatch.setattr(
-        "gradshard_core.aggregation.reordered_reads.reorder_buffer_bytes", lambda: 1000
+        "gradshard_core.aggregation.reordered_reads.reorder_memory_bytes", lambda: 1000
     )
     names = [f"t{n}" for n in range(20)]
     update = {name: np.ones(100, "f4") for name in names}

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gradshard.report.facts import Facts, facts_of
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.projection import project
+from gradshard_core.planning.round_projection import project
 from gradshard_core.planning.workload import Workload
 
 OPENED: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -26,9 +26,11 @@ from gradshard_core.planning import aws_prices, large_rounds, limits, memory_pro
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.masking_options import check_unused
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
-from gradshard_core.planning.projection import Projection
+from gradshard_core.planning.round_projection import Projection
+from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.round_workload import workload_of
+from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
 if TYPE_CHECKING:
@@ -153,15 +155,8 @@ def plan(
         memories=sorted({*limits.MEMORIES_MB, aggregator.memory_mb}),
         shards=spec.shards,
     )
-    most_tasks = choice.shards * max(map(len, load.levels))
-    notes = [*notes, *large_rounds.notes(clients, most_tasks)]
-    price = aws_prices.DOLLARS_PER_GB_SECOND[aggregator.architecture]
-    noised = spec.dp is not None
-    keeper = ring_bits and KeeperCost.of(size, clients, ring_bits, price, has_noise=noised)
-    if keeper:
-        notes = [*notes, _keeper_note(keeper)]
-    if spec.compares_layers:
-        notes = [*notes, _layers_note(clients)]
+    keeper = _keeper_of(spec, size, ring_bits, aggregator)
+    notes = [*notes, *_notes(spec, load, choice, keeper)]
     if as_json:
         print_json(
             {
@@ -181,6 +176,29 @@ def plan(
     updates = f"{pluralize(clients, 'update')} of {format_size(round(load.update_bytes))}"
     answer = _answer(updates, aggregator, name, choice)
     _print([answer, *notes], frontier, choice, show_all=show_all)
+
+
+def _keeper_of(
+    spec: RoundSpec, size: int, ring_bits: int | None, aggregator: LambdaConfig
+) -> KeeperCost | None:
+    """Return what the keeper of a masked round costs; None if updates are not masked."""
+    if ring_bits is None:
+        return None
+    price = aws_prices.DOLLARS_PER_GB_SECOND[aggregator.architecture]
+    return KeeperCost.of(size, spec.expected, ring_bits, price, has_noise=spec.dp is not None)
+
+
+def _notes(
+    spec: RoundSpec, load: Workload, choice: Projection, keeper: KeeperCost | None
+) -> list[str]:
+    """Return what the planner's choice leaves open."""
+    clients, most_tasks = spec.expected, choice.shards * max(map(len, load.levels))
+    notes = [*large_rounds.notes(clients, most_tasks)]
+    if keeper is not None:
+        notes.append(_keeper_note(keeper))
+    if spec.compares_layers:
+        notes.append(_layers_note(clients))
+    return notes
 
 
 def _layers_note(clients: int) -> str:

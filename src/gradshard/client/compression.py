@@ -19,7 +19,7 @@ import numpy.typing as npt
 from gradshard.client.residual import PIECE, Arrays, Residual, sum_of_squares
 from gradshard.client.upload_source import Content, header_bytes
 from gradshard_core.aggregation import arithmetic, model_buffers
-from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
 from gradshard_core.formats.codecs.scaled_block import BLOCK, BlockCodec
@@ -375,7 +375,7 @@ class DecodedContent:
         stored = _Reader(self._content, self._runs.read_from(first).ranges(first, stop))
         data = memoryview(bytearray(stop - first))
         with np.errstate(all="ignore"):
-            DecodedSource(stored, self._runs, first, stop, DecodingBuffers()).read_into(data)
+            DecodedSource(stored, self._runs, first, stop, DecodingMemory()).read_into(data)
         return data[start - first : end - first]
 
 

@@ -5,7 +5,7 @@ from contextlib import closing
 from functools import partial
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.aggregation.kernel import Source
 from gradshard_core.aggregation.optimizer_step import Applier
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
@@ -144,7 +144,7 @@ class RangeRecomputer:
         with closing(stream):
             source: Source = stream
             if isinstance(runs, EncodedRuns):
-                source = DecodedSource(stream, runs, start, end, DecodingBuffers())
+                source = DecodedSource(stream, runs, start, end, DecodingMemory())
             source.read_into(data)
         return data
 

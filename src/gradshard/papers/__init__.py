@@ -18,7 +18,7 @@ For functions f of a system, with m_f MB and t_f seconds each,
 The first two are the paper's ``agg`` column, the first three its ``full`` column; it counts none
 of the others. They are counted here as if gradshard's state machine ran every system. Clients'
 requests are those that each system's clients make: one for an object with the published systems,
-as the paper counts, and :func:`~gradshard_core.planning.projection.client_requests` with
+as the paper counts, and :func:`~gradshard_core.planning.round_projection.client_requests` with
 gradshard.
 
 Time: a function that reads r bytes in g GETs takes

@@ -6,7 +6,7 @@ from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import limits, memory_projection, planner
-from gradshard_core.planning.projection import Projection, project
+from gradshard_core.planning.round_projection import Projection, project
 from gradshard_core.planning.workload import Workload
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.aggregation import decoding
-from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.formats import compressed_updates
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
@@ -88,7 +88,7 @@ def test_any_range_in_any_pieces(
             memory = memoryview(bytearray(2 * 256 * 1024))
             opener, source = Opener(blob), ObjectVersion("k", "", "", len(blob))
             stored = ReorderedStream(opener, source, runs.read_from(start), blocks, memory)
-            decoded = DecodedSource(stored, runs, start, stop, DecodingBuffers())
+            decoded = DecodedSource(stored, runs, start, stop, DecodingMemory())
             data = bytearray(stop - start)
             position = 0
             for piece in pieces:

@@ -19,7 +19,7 @@ from gradshard_core.aggregation.reordered_reads import (
     groups,
     requests,
 )
-from gradshard_core.aggregation.sharding import SLICE_BYTES, reorder_buffer_bytes
+from gradshard_core.aggregation.sharding import SLICE_BYTES, reorder_memory_bytes
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
@@ -166,7 +166,7 @@ def test_an_object_deleted_meanwhile_is_reported_when_it_is_read() -> None:
 def test_the_projected_requests_of_an_order_are_the_real_ones() -> None:
     mine, theirs = shuffled([4000 * n for n in range(1, 120)])
     runs, opener = mine.runs_in(theirs, 0), Opener(bytes(mine.nbytes))
-    size = reorder_buffer_bytes()
+    size = reorder_memory_bytes()
     blocks = [(at, min(at + size, mine.nbytes)) for at in range(0, mine.nbytes, size)]
     memory = memoryview(bytearray(SLICE_BYTES + size))
     ReorderedStream(opener, SOURCE, runs, blocks, memory).read_into(

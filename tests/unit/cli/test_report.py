@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.projection import project
+from gradshard_core.planning.round_projection import project
 from gradshard_core.planning.workload import Workload
 from tests.unit.cli.commands import REPORT, Run, assert_one_line
 from tests.unit.client.test_federation import execution, plan_json

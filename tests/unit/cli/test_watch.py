@@ -8,7 +8,7 @@ import pytest
 from gradshard.cli import watch
 from gradshard.client.federation import Federation
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.projection import project
+from gradshard_core.planning.round_projection import project
 from gradshard_core.planning.workload import Workload
 from tests.unit.cli.commands import REPORT, Run, assert_one_line, drawn
 from tests.unit.client.test_federation import OPENED, execution, plan_json

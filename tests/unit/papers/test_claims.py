@@ -18,7 +18,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.projection import project
+from gradshard_core.planning.round_projection import project
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 

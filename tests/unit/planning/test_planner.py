@@ -18,8 +18,8 @@ from gradshard_core.formats.layout import Layout, Span
 from gradshard_core.planning import limits, memory_projection, planner, speeds, transfers
 from gradshard_core.planning.bandwidth import Bandwidth
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.projection import Projection, client_requests, project
 from gradshard_core.planning.request_counts import Requests
+from gradshard_core.planning.round_projection import Projection, client_requests, project
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 

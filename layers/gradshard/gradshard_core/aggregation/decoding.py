@@ -35,7 +35,7 @@ class Source(Protocol):
         """Fill ``buffer`` with the next bytes; raise if there are not as many."""
 
 
-class DecodingBuffers:
+class DecodingMemory:
     """The buffers in which inputs are decoded, one after another; pages not touched take none."""
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class DecodedSource:
     """
 
     def __init__(
-        self, source: Source, runs: EncodedRuns, start: int, end: int, buffers: DecodingBuffers
+        self, source: Source, runs: EncodedRuns, start: int, end: int, buffers: DecodingMemory
     ) -> None:
         self._source, self._buffers = source, buffers
         self._codec = CODECS[runs.codec]
@@ -97,7 +97,7 @@ class _BlockReader:
     """
 
     def __init__(
-        self, source: Source, codec: BlockCodec, run: Run, first: int, buffers: DecodingBuffers
+        self, source: Source, codec: BlockCodec, run: Run, first: int, buffers: DecodingMemory
     ) -> None:
         self._source, self._codec, self._buffers = source, codec, buffers
         self._dtype = _BY_SIZE[run.size]

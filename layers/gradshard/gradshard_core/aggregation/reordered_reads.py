@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Final, NamedTuple, Self
 
-from gradshard_core.aggregation.sharding import reorder_buffer_bytes
+from gradshard_core.aggregation.sharding import reorder_memory_bytes
 from gradshard_core.formats.layout import Runs
 from gradshard_core.units import MIB
 
@@ -122,7 +122,7 @@ class Disorder(NamedTuple):
         """Count what an object's order costs in a round whose layout has so many bytes."""
         if runs.are_in_order:
             return cls()
-        size = reorder_buffer_bytes()
+        size = reorder_memory_bytes()
         blocks = [(start, min(start + size, nbytes)) for start in range(0, nbytes, size)]
         asked = list(requests(groups(runs, blocks)))
         read = sum(end - start for start, end in asked)

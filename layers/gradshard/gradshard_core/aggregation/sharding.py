@@ -61,13 +61,13 @@ def block_bytes(inputs: int, depth: int = 1, *, is_disordered: bool = False) -> 
         requests.
     """
     if is_disordered:
-        return reorder_buffer_bytes(depth)
+        return reorder_memory_bytes(depth)
     unit = 64 * 1024
     size = min(MAX_BLOCK_BYTES, ALL_BLOCKS_BYTES // inputs) // depth
     return max(unit, size // unit * unit)
 
 
-def reorder_buffer_bytes(depth: int = 1) -> int:
+def reorder_memory_bytes(depth: int = 1) -> int:
     """Return the size of a block if inputs have their tensors in other orders.
 
     It does not depend on the number of inputs, which are read one after another into one buffer.

@@ -6,9 +6,9 @@ from typing import Any
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.errors import GradshardError
 from gradshard_core.planning import round_cost
-from gradshard_core.planning.projection import client_requests
 from gradshard_core.planning.request_counts import Requests
 from gradshard_core.planning.round_cost import Bill, Tasks
+from gradshard_core.planning.round_projection import client_requests
 
 
 def measured(

@@ -12,7 +12,7 @@ from gradshard_core.aggregation.sharding import (
     block_bytes,
     chunks_at_once,
     receive_buffer_bytes,
-    reorder_buffer_bytes,
+    reorder_memory_bytes,
 )
 from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning.workload import Workload
@@ -159,7 +159,7 @@ def project_memory(
     streams += 2 * (inputs + models) * receive_buffer_bytes(inputs)
     streams += 2 * models * STREAM_BYTES
     step = STEP_BYTES if models else 0
-    reordering = reorder_buffer_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
+    reordering = reorder_memory_bytes(depth) + SLICE_BYTES + POSITION_BYTES * GROUPED
     if held_widening is not None:
         reordering *= inputs
     buffers = arithmetic + streams + step + PLAN_FACTOR * plan_bytes

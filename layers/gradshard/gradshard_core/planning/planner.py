@@ -11,7 +11,7 @@ from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import MAX_HEADER_BYTES
 from gradshard_core.planning import limits
 from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.projection import Projection, project
+from gradshard_core.planning.round_projection import Projection, project
 from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 

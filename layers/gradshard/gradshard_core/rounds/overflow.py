@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.aggregation.kernel import clip_ranges
 from gradshard_core.aggregation.model_buffers import is_in
 from gradshard_core.aggregation.optimizer_step import take_step
@@ -257,7 +257,7 @@ def _update_element(
     stream = RangeStream(s3, contributor.source, ranges)
     data = memoryview(bytearray(dtype.size))
     try:
-        DecodedSource(stream, runs, position, end, DecodingBuffers()).read_into(data)
+        DecodedSource(stream, runs, position, end, DecodingMemory()).read_into(data)
     finally:
         stream.close()
     return arithmetic.widened(dtype, data)

@@ -43,7 +43,7 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Stage,
 )
-from gradshard_core.planning.projection import Projection
+from gradshard_core.planning.round_projection import Projection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import check_averaged, check_compared
 from gradshard_core.planning.round_workload import lists_of

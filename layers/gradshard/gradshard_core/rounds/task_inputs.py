@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.decoding import DecodedSource, DecodingBuffers
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, WeightedRange
 from gradshard_core.aggregation.model_buffers import split_spans
@@ -21,7 +21,7 @@ from gradshard_core.aggregation.sharding import (
     chunks_at_once,
     count_elements,
     receive_buffer_bytes,
-    reorder_buffer_bytes,
+    reorder_memory_bytes,
     sums_bytes,
 )
 from gradshard_core.formats.compressed_updates import EncodedRuns
@@ -51,7 +51,7 @@ class DecodedStream(DecodedSource):
     """A compressed update, decoded while it is read."""
 
     def __init__(
-        self, stream: InputStream, runs: EncodedRuns, start: int, end: int, buffers: DecodingBuffers
+        self, stream: InputStream, runs: EncodedRuns, start: int, end: int, buffers: DecodingMemory
     ) -> None:
         super().__init__(stream, runs, start, end, buffers)
         self._stream = stream
@@ -106,9 +106,9 @@ class TaskInputs:
         self._is_disordered = not all(c.runs.are_in_order for c in self.contributors)
         # One buffer for all inputs, since they are read one after another. Pages that are never
         # touched take no memory.
-        gathered = reorder_buffer_bytes() if self._is_disordered else 0
+        gathered = reorder_memory_bytes() if self._is_disordered else 0
         self._buffer = memoryview(np.empty(SLICE_BYTES + gathered, np.uint8))
-        self._decoding = DecodingBuffers()
+        self._decoding = DecodingMemory()
         self.spans: Sequence[Span] = plan.input_spans
         if plan.computation.measures:
             self.spans = split_spans(plan.layout.spans, plan.layout.buffers)
@@ -213,11 +213,11 @@ class TaskInputs:
         """Return the buffer of a stream; a rule that takes less at a time needs one for each."""
         if not self._holds_all:
             return self._buffer
-        return memoryview(np.empty(SLICE_BYTES + reorder_buffer_bytes(), np.uint8))
+        return memoryview(np.empty(SLICE_BYTES + reorder_memory_bytes(), np.uint8))
 
     def _blocks(self, start: int) -> list[Range]:
         """Return the blocks in which inputs are read, from ``start`` on."""
-        size = reorder_buffer_bytes()
+        size = reorder_memory_bytes()
         if not self._holds_all:
             size = self.reduction.block_bytes(len(self.numbers))
         blocks = kernel.blocks(self.weighted_ranges(start), self.plan.layout.spans, size)

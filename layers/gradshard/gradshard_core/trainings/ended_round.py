@@ -44,13 +44,7 @@ def record_ended_round(
         drawn=() if spec.secret_sample is None else invitation.clients,
     )
     if not outcome.is_completed:
-        if spec.is_buffered:
-            after = replace(
-                after,
-                repeated_round=invitation.round_id if outcome.is_planned else after.repeated_round,
-                suspects=tuple(sorted({*after.suspects, *map(sender_of, outcome.bad)})),
-            )
-        return repeat_or_pause(spec, after, invitation, outcome, now)
+        return _after_failure(spec, after, invitation, outcome, now)
     after = replace(
         after,
         failures=0,
@@ -61,6 +55,34 @@ def record_ended_round(
     if invitation.is_evaluation:
         after = replace(after, evaluated=invitation.number)
         return apply_stop_rule(spec, after, invitation.version, outcome)
+    return _after_version(spec, state, after, invitation, outcome)
+
+
+def _after_failure(
+    spec: TrainingSpec,
+    after: TrainingState,
+    invitation: Invitation,
+    outcome: Outcome,
+    now: datetime,
+) -> TrainingState:
+    """Return the state after a round that failed; a buffered training takes its updates again."""
+    if spec.is_buffered:
+        after = replace(
+            after,
+            repeated_round=invitation.round_id if outcome.is_planned else after.repeated_round,
+            suspects=tuple(sorted({*after.suspects, *map(sender_of, outcome.bad)})),
+        )
+    return repeat_or_pause(spec, after, invitation, outcome, now)
+
+
+def _after_version(
+    spec: TrainingSpec,
+    before: TrainingState,
+    after: TrainingState,
+    invitation: Invitation,
+    outcome: Outcome,
+) -> TrainingState:
+    """Return the state after a round that made a version, which ought to be the next one."""
     made = outcome.version
     after = replace(
         after,
@@ -69,7 +91,7 @@ def record_ended_round(
         last_round=invitation.round_id,
         clip=outcome.next_clip,
         drawn=(),
-        counted=_counted(spec, state, outcome),
+        counted=_counted(spec, before, outcome),
         repeated_round=None,
         suspects=(),
     )
