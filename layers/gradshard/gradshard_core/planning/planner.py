@@ -178,10 +178,9 @@ def frontier(
     choices = sorted(
         (
             projection
-            for memory_mb in memories
+            for sized in (replace(aggregator, memory_mb=memory_mb) for memory_mb in memories)
             for m in counts
-            if (projection := project(load, m, replace(aggregator, memory_mb=memory_mb))).needed_mb
-            <= memory_mb
+            if (projection := project(load, m, sized)).needed_mb <= sized.memory_mb
             and _fits_in_time(projection)
         ),
         key=lambda p: (p.seconds, p.total_dollars),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from typing import Final, NamedTuple
 
 from gradshard_core.planning import aws_prices, limits, speeds
@@ -205,7 +206,13 @@ def notifications(updates: int) -> int:
 
 def _starts(tasks: float, memory_mb: int) -> float:
     """Return the GB-seconds of cold starts: of tasks, and of the functions around them."""
-    return tasks * _init_gb_seconds(speeds.TASK_INIT_CPU_SECONDS, memory_mb) + sum(
+    started = tasks * _init_gb_seconds(speeds.TASK_INIT_CPU_SECONDS, memory_mb)
+    return started + _small_starts()
+
+
+@cache
+def _small_starts() -> float:
+    return sum(
         _init_gb_seconds(speeds.SMALL_INIT_CPU_SECONDS, memory)
         for memory in speeds.SMALL_MEMORIES_MB
     )

@@ -1,9 +1,9 @@
 """Project the time, the requests and the price of an aggregation."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning import large_rounds, round_cost, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.memory_projection import needed_memory
@@ -60,6 +60,8 @@ class Projection:
         return {name: fields[name] for name in fields if name not in {"requests", "bill"}}
 
 
+# A planner asks for the same round with every M.
+@lru_cache(maxsize=16)
 def client_requests(nbytes: int, sent: int | None = None) -> Requests:
     """Return the S3 requests of a client that sends its update and downloads the average.
 
@@ -208,8 +210,8 @@ def _requests(load: Workload, shards: int) -> Requests:
     if pieces := large_rounds.pieces(clients):
         # Tasks of the lowest level read the piece, or two, that their group is in: of the plan, in
         # each pass, and of the decision.
-        read = sum(stop // PIECE - first // PIECE + 1 for first, stop in load.lowest)
-        counted = counted.plus(Requests(gets=shards * read * (1 + 2 * load.measures), puts=0))
+        read = shards * load.pieces_read
+        counted = counted.plus(Requests(gets=read * (1 + 2 * load.measures), puts=0))
     if large_rounds.is_surveyed(clients):  # the plan, a piece and its headers, and a record
         counted = counted.plus(Requests(gets=2 * pieces + clients, puts=pieces))
     # The keys of noise.

@@ -9,6 +9,7 @@ from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
+from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.planning.request_counts import NO_LISTS, Lists
 
 
@@ -80,10 +81,13 @@ class Workload:
         return sum(self.levels[0])
 
     @cached_property
-    def lowest(self) -> list[tuple[int, int]]:
-        """The first and the last contributor of each group of level 0."""
-        ends = accumulate(self.levels[0])
-        return [(end - size, end - 1) for size, end in zip(self.levels[0], ends, strict=True)]
+    def pieces_read(self) -> int:
+        """The pieces of a large round's lists that the groups of level 0 read, one or two each."""
+        ends = list(accumulate(self.levels[0]))
+        starts = [0, *ends[:-1]]
+        return sum(
+            (end - 1) // PIECE - start // PIECE + 1 for start, end in zip(starts, ends, strict=True)
+        )
 
     @property
     def update_bytes(self) -> float:
