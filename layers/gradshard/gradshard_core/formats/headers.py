@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import UpdateError
+from gradshard_core.formats import garbage_collection
 from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Layout,
@@ -77,6 +78,7 @@ def header_length(prefix: bytes, object_bytes: int) -> int:
     return length
 
 
+@garbage_collection.paused()
 def parse_header(header: bytes, object_bytes: int) -> Header:
     """Read and check a whole safetensors header.
 
