@@ -1,5 +1,6 @@
 """The local engine, started once for all tests that need it, on a free port."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,17 @@ os.environ["GRADSHARD_SCHEDULE_GROUP"] = "deadlines"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the short files last, so that parallel workers end at about the same time."""
     items.sort(key=lambda item: "unit" in item.path.parts)
+
+
+# The modules and items that are collected stay until the end: Python need not look for cycles among
+# them, neither now nor in each of its later searches.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Let the garbage collector work again, on what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

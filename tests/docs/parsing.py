@@ -8,11 +8,13 @@ import shlex
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Final
 
 import botocore.session
 import click
 from botocore import xform_name
+from botocore.model import ServiceModel
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from yaml import YAMLError  # type: ignore[import-untyped]
 
@@ -177,11 +179,17 @@ def parse_sam(words: list[str]) -> None:
             raise ParseError(f"sam {command.name}: no option {option}")
 
 
+@cache
+def service_model(name: str) -> ServiceModel:
+    """Return the model of a service's API."""
+    return botocore.session.get_session().get_service_model(name)
+
+
 def parse_aws(words: list[str]) -> None:
     """Check a command of the AWS command line against the model of the service's API."""
     service, operation, *rest = words
     name = "s3" if service == "s3api" else service
-    model = botocore.session.get_session().get_service_model(name)
+    model = service_model(name)
     names = {xform_name(name, "-"): name for name in model.operation_names}
     if operation not in names:
         raise ParseError(f"aws {service}: no operation {operation}")

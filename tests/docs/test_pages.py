@@ -3,6 +3,7 @@
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
@@ -34,7 +35,7 @@ def test_commands_and_options_in_sentences_are_there(path: Path) -> None:
         options = re.findall(r"(?<![\w-])--[a-z][\w-]*", code)
         is_others = code.split()[0].endswith(("aws", "pip-audit", "playwright", "uv"))
         for option in () if is_others else options:
-            assert option in ALL_OPTIONS, f"{path.name}:{line}: `{code}`: no option {option}"
+            assert option in all_options(), f"{path.name}:{line}: `{code}`: no option {option}"
         if code.startswith("gradshard ") and "COMMAND" not in code:
             check_named(code.split()[1:], f"{path.name}:{line}: `{code}`")
 
@@ -69,10 +70,16 @@ OTHER_PROGRAMS = {
     *("--engine", "--learning-rates", "--mib", "--rounds"),
 }
 """Options of the examples and benchmarks."""
-ALL_OPTIONS = OTHER_PROGRAMS.union(
-    *map(options_of, every_command(main)),
-    *(options_of(sam_command(name.split())[0]) for name in SAM_COMMANDS),
-)
+
+
+@cache
+def all_options() -> frozenset[str]:
+    """Return the options of every program."""
+    # Not while tests are collected: `sam` takes a second to import.
+    return frozenset(OTHER_PROGRAMS).union(
+        *map(options_of, every_command(main)),
+        *(options_of(sam_command(name.split())[0]) for name in SAM_COMMANDS),
+    )
 
 
 @pytest.mark.parametrize(

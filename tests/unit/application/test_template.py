@@ -5,7 +5,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,8 +100,12 @@ NAMING = {
     "TopicName",
 }
 
+# Its file is found without importing it, which takes a second.
+CFN_LINT = find_spec("cfnlint")
+assert CFN_LINT is not None
+assert CFN_LINT.origin is not None
 SERVICES: dict[str, Any] = json.loads(
-    files("cfnlint.data.AdditionalSpecs").joinpath("Policies.json").read_text()
+    Path(CFN_LINT.origin).with_name("data").joinpath("AdditionalSpecs/Policies.json").read_text()
 )
 """What IAM knows of each service, as cfn-lint has it from AWS's Service Authorization Reference."""
 
