@@ -13,9 +13,8 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mb() -> float:
     """Return the most memory this process has had resident, in MB of 1024² bytes."""
-    status = Path("/proc/self/status")
-    if status.exists():
-        # Not getrusage, whose figure outlives exec and so may be the parent's.
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-        return int(line.split()[1]) / 1024
+    # Not getrusage where there is this file: its figure outlives exec, so it may be the parent's.
+    with contextlib.suppress(FileNotFoundError):
+        status = Path("/proc/self/status").read_bytes()
+        return int(status.partition(b"VmHWM:")[2].split(maxsplit=1)[0]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
