@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,6 +46,7 @@ def bits(machine: BufferedMachine) -> dict[str, bytes]:
 # ------------------------------------------------------------------------------------ the oracle
 
 
+@cache
 def discount(staleness: int, exponent: Fraction) -> float:
     """(1 + τ)^-a for a = p / q, correctly rounded: the q-th root of an integer, by bisection."""
     scale = 1 << 200
