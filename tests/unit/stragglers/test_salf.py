@@ -8,7 +8,7 @@ import json
 import math
 import time
 import tracemalloc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -294,17 +294,22 @@ GEOMETRIC = ClientReach(
 )
 
 
+RESULTS: dict[str, Callable[[tuple[int, ...]], Any]] = {}
+"""For each rule and samples, the result by what clients reach: other seeds take it again."""
+
+
 def simulate(rule: PartialRule, depths: Any, samples: Mapping[str, int]) -> tuple[Any, Any]:
     """The mean result of each layer over many rounds, and its standard error."""
 
     @functools.cache
-    def result(reached: tuple[int, ...]) -> Any:
+    def compute(reached: tuple[int, ...]) -> Any:
         coverage = {c: depth(d) for c, d in zip(CLIENTS, reached, strict=True) if d}
         found = weights(rule, coverage, samples)
         return np.array(
             [sum(w * VALUES[CLIENTS.index(c)] for c, w in found[la.name].items()) for la in LAYERS]
         )
 
+    result = RESULTS.setdefault(f"{rule} {samples}", compute)
     results = np.array([result(tuple(row)) for row in depths.tolist()], dtype=float)
     return results.mean(axis=0), results.std(axis=0, ddof=1) / math.sqrt(ROUNDS)
 
