@@ -183,7 +183,7 @@ def _defaults_section() -> str:
 For the models above:
 
 - At *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {limits.MIN_MEMORY_MB} MB change the total
-  by at most {_most(_dollars, small, default):.0f} %, and save up to
+  by about {_most(_dollars, small, default):.0f} %, and save up to
   {_most(_seconds, small, default):.0f} % of the time.
 - Rounds of half a minute instead of a minute cost up to
   {_most(_dollars, default, half):.0f} % more.
@@ -236,8 +236,8 @@ With the dollars of a round of {measurements.VGG16.name}:
 
 - **Step Functions**, {1000 * bill.step_functions:.2f}: {aws_prices.ROUND_TRANSITIONS} transitions
   of the round, {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
-  {limits.INLINE_ITERATIONS} tasks. It starts {claims.FAN_OUT_SHARDS[-1]} tasks of
-  {vgg16.task_seconds:.0f} s for ${deployed:.2f}; with a Standard execution for each, that would be
+  {limits.INLINE_ITERATIONS} tasks. Starting {claims.FAN_OUT_SHARDS[-1]} tasks of
+  {vgg16.task_seconds:.0f} s costs ${deployed:.2f}; with a Standard execution for each, it would be
   ${plain:.2f} ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
 - **Functions around the tasks**, {1000 * (bill.round_ + bill.requests):.2f}: their seconds, their
   requests to S3, and Lambda's fee per invocation.
