@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint lint-templates check check-style check-units-slow check-units-others coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve demo demo-masked deploy requirements clean
+.PHONY: help setup format lint lint-templates check check-style check-units-first check-units-others coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -45,8 +45,8 @@ lint-templates: setup
 	$(BIN)/sam validate --lint --region us-east-1
 	$(BIN)/sam validate --lint --region us-east-1 --template keeper/template.yaml
 
-check: setup ## Check style and types, and run the unit tests, in about a minute
-	@$(MAKE) --no-print-directory --jobs 3 --output-sync check-style check-units-slow check-units-others
+check: setup ## Check style and types, and run the quick unit tests, in a minute
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync check-style check-units-first check-units-others
 
 # mypy runs on one processor: beside the tests it takes no time of its own.
 check-style: setup
@@ -56,13 +56,13 @@ check-style: setup
 
 # Two processes of their own, each with about half of the work: workers of pytest-xdist would find all
 # tests twice and send each result, which takes a tenth more.
-SLOW_UNITS := tests/unit/rounds tests/unit/trainings tests/unit/aggregation
+FIRST_UNITS := tests/unit/rounds tests/unit/trainings tests/unit/aggregation
 
-check-units-slow: setup
-	$(BIN)/pytest --quiet -p no:cacheprovider $(SLOW_UNITS)
+check-units-first: setup
+	$(BIN)/pytest --quiet -m 'not slow' -p no:cacheprovider $(FIRST_UNITS)
 
 check-units-others: setup
-	$(BIN)/pytest --quiet $(SLOW_UNITS:%=--ignore=%) tests/unit
+	$(BIN)/pytest --quiet -m 'not slow' $(FIRST_UNITS:%=--ignore=%) tests/unit
 
 # OPTIONS are pip-audit's, such as --ignore-vuln.
 audit: setup ## Check the pinned dependencies against the package index and known vulnerabilities

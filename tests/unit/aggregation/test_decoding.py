@@ -60,6 +60,7 @@ def cuts(rng: np.random.Generator, layout: Layout, start: int, end: int) -> Iter
         start = position
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", CODECS)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("step_units", [2, 1024])

@@ -118,6 +118,7 @@ def test_kolmogorov_smirnov(terms: int) -> None:
     assert np.abs(counted - expected).max() < allowed
 
 
+@pytest.mark.slow
 def test_elements_blocks_and_keys_are_independent() -> None:
     other = bytes(31) + b"\x01"
     one, two = made(KEY, 2, 0, SAMPLES), made(other, 2, 0, SAMPLES)

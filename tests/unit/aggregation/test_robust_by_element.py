@@ -108,6 +108,7 @@ def test_second_pass_of_bulyan_takes_the_mean_around_the_median(
     assert_same(found, reference.columns(updates, "bulyan", f=f))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", range(1, 65))
 def test_network_sorts_every_column_of_zeros_and_ones(clients: int) -> None:
     # A network that sorts all zeros and ones sorts everything (Knuth, 5.3.4, theorem Z). Columns

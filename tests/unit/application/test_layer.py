@@ -80,6 +80,7 @@ def reached(function: Path) -> set[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda path: path.name)
 def test_every_import_of_a_function_is_there_on_lambda(function: Path) -> None:
     modules = reached(function)

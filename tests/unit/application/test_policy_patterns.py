@@ -127,6 +127,7 @@ def test_a_pattern_of_a_role_matches_only_the_named_objects(pattern: str) -> Non
     assert matched(pattern) == meant(pattern) != set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("client", CLIENTS)
 def test_a_clients_patterns_match_nothing_of_others(client: str) -> None:
     found = set().union(*map(matched, client_patterns(client)))

@@ -137,6 +137,7 @@ def test_plan_in_a_topology(
     assert run("plan", "--size", "500MB", "--clients", 20, *options).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [20, 1000])
 @pytest.mark.parametrize("size", ["5GB", "50GB", "500GB"])
 def test_plan_is_quick_for_any_size(run: Run, size: str, clients: int) -> None:

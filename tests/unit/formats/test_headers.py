@@ -139,6 +139,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=3), JSON, max_size=3))
 def test_any_json_is_read_or_rejected(header: dict[str, Any]) -> None:
     with contextlib.suppress(UpdateError):

@@ -34,6 +34,7 @@ def test_as_many_values_as_are_read_are_rejected_by_number_when_there_are_more()
         parse_header(b"[" * (2 * MAX_HEADER_VALUES), 10**9)
 
 
+@pytest.mark.slow
 def test_100_000_tensors_are_read() -> None:
     header = tensors(100_000)
     layout = parse_header(header, 8 + len(header) + 400_000).layout
@@ -100,6 +101,7 @@ def mutated(draw: Any, target: str) -> bytes:
     return data
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
 @settings(deadline=None, max_examples=150)
 @given(st.data())

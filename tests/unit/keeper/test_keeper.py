@@ -217,6 +217,7 @@ class MortalKeeper(Keeper):
         return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asks_again", [False, True])
 @pytest.mark.parametrize("is_done", [False, True])
 @pytest.mark.parametrize("dying", range(3))

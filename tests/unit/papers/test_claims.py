@@ -284,6 +284,7 @@ def test_a_budget_is_kept_at_the_least_price() -> None:
     assert dollars == sorted(dollars)
 
 
+@pytest.mark.slow
 def test_the_document_is_what_the_command_writes() -> None:
     for file, text in cost_report.files().items():
         path: Path = cost_report.ROOT / file

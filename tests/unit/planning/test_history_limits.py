@@ -92,6 +92,7 @@ def is_due(machine: Machine) -> bool:
     return end_of_wait._is_due(machine.store, machine.keys, opened[0], "", Seen())
 
 
+@pytest.mark.slow
 def test_an_eager_round_of_many_groups_is_planned_in_stages_of_several_groups(
     machine: Machine,
 ) -> None:

@@ -124,6 +124,7 @@ def every_choice(clients: int) -> list[Projection]:
     return [project(load, m, arm(256)) for m in range(1, planner.max_shards(load.nbytes) + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [20, 1000])
 @pytest.mark.parametrize("time_budget", [None, 120.0])
 def test_no_m_is_cheaper_by_a_hundredth_than_the_chosen_one(

@@ -273,6 +273,7 @@ def test_looks_are_those_of_arrivals_at_one_warm_function(
         assert s3.asked == Counter({GET: looks + 1, PUT: listings})  # and the callback
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clients", [0, 1, 2, 9, 21, 22, 40])
 def test_looks_are_those_of_arrivals_in_random_order(clients: int) -> None:
     rng = random.Random(clients)  # noqa: S311 - no secret

@@ -142,6 +142,7 @@ _JSON = st.recursive(
 _BASE = {"batch_size": 8, "epochs": 2, "learning_rate": 0.1}
 
 
+@pytest.mark.slow
 @settings(max_examples=400, deadline=None)
 @given(
     st.dictionaries(st.sampled_from([f.name for f in dataclasses.fields(RoundSpec)]), _JSON),

@@ -127,6 +127,7 @@ class TestLargeRounds:
         assert "The first 1,000 of 9,996; gradshard report --json has them all." in text
         assert "means of several" in text
 
+    @pytest.mark.slow
     def test_page_of_twenty_has_a_few_megabytes(self, large: Facts) -> None:
         assert len(page([large] * 20, made_at=MADE_AT).encode()) < 6_000_000
 

@@ -211,6 +211,7 @@ def test_rules_without_a_correction(machine: Machine, rule: str) -> None:
 VALUES = st.sampled_from([0.0, 1.0, -1.0, 0.3, 1e-30, 60_000.0, 1e19, 3.3e38, -3.3e38, 1e305])
 
 
+@pytest.mark.slow
 @settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -435,6 +436,7 @@ def test_models_that_are_sent_whole(machine: Machine) -> None:
     assert rejected(manifest) == ["eve"]
 
 
+@pytest.mark.slow
 @settings(
     deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

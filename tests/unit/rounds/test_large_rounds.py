@@ -607,6 +607,7 @@ def largest(
     return done[kind]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS_OF_ROUNDS)
 def test_no_kind_of_request_grows_faster_than_the_number_of_clients(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str, largest: Largest

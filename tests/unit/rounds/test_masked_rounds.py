@@ -85,6 +85,7 @@ def test_the_result_is_the_plain_sum_of_those_that_came(
     assert {c["weight"] for c in manifest["contributors"]} == {None}
 
 
+@pytest.mark.slow
 def test_a_thousand_clients(machine: Machine, keeper: Keeper) -> None:
     round_ = MaskedRound(machine, keeper, bits=8, max_samples=100)
     rng = np.random.default_rng(0)

@@ -36,6 +36,7 @@ def client(number: int) -> str:
 # ------------------------------------------------------------------------- thousands of clients
 
 
+@pytest.mark.slow
 def test_five_thousand_clients_most_of_them_rejected_while_they_are_read(machine: Machine) -> None:
     """More arrive than a round takes; of those it takes all but ten hold NaN."""
     machine.open(clients=MOST_OF_TREE, min_clients=1, topology="lambda_fl")

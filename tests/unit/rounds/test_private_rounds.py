@@ -223,6 +223,7 @@ def test_round_without_a_model_needs_no_ledger(machine: Machine) -> None:
     assert [key for key in machine.store.objects if "ledger" in key] == []
 
 
+@pytest.mark.slow
 def test_canary_is_seen_without_noise_and_hidden_with_it(machine: Machine) -> None:
     """An element that one client alone changes, in forty rounds with it and forty without.
 
@@ -388,6 +389,7 @@ def with_deaths(machine: Machine, deaths: set[int], call: Callable[[], Any]) -> 
     raise AssertionError("died without a reason")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [*range(14), *range(-14, 0)])
 def test_functions_that_die_at_any_request_neither_change_the_noise_nor_the_ledger(
     machine: Machine, moment: int

@@ -3,6 +3,8 @@
 import tracemalloc
 from typing import Any
 
+import pytest
+
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import rejections
@@ -20,6 +22,7 @@ class Forgetful(MemoryStore):
         return True
 
 
+@pytest.mark.slow
 def test_many_rejections_take_little_memory() -> None:
     store, found = Forgetful(), [Rejection("c", "bad", "etag")] * 20_000
     tracemalloc.start()

@@ -61,6 +61,7 @@ def requests_of(machine: Machine, monkeypatch: pytest.MonkeyPatch, clients: int)
     return of_functions(counts)
 
 
+@pytest.mark.slow
 def test_no_kind_of_request_of_a_deployed_round_grows_faster_than_its_clients(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

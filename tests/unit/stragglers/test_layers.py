@@ -129,6 +129,7 @@ def test_a_hole_is_rejected_with_the_layers_around_it(
         check_depth(LAYERS, covered)
 
 
+@pytest.mark.slow
 def test_time_goes_by_the_number_of_tensors_not_its_square() -> None:
     tensors = [(f"layer.{number}", "F32", (1,)) for number in range(200_000)]
     began = time.process_time()

@@ -210,6 +210,7 @@ def test_expected_shares_of_hundreds_of_clients_are_those_of_fifty_digits() -> N
             assert found[index] == pytest.approx(exact, rel=1e-14, abs=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", ["even", "certain", "seldom", "sharp"])
 def test_expected_shares_of_thousands_of_clients(spread: str) -> None:
     rng = np.random.default_rng(4)
@@ -346,6 +347,7 @@ def test_salf_is_unbiased_for_uniform_depths_and_the_others_are_off_as_predicted
     assert abs(fedavg[0][0] - full) > 6 * fedavg[1][0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [3, 4])
 def test_balanced_salf_is_unbiased_for_unequal_clients_and_plain_is_off_as_predicted(
     seed: int,
@@ -368,6 +370,7 @@ def test_balanced_salf_is_unbiased_for_unequal_clients_and_plain_is_off_as_predi
         assert_biased(biased, full)
 
 
+@pytest.mark.slow
 def test_balanced_salf_is_unbiased_for_clients_unequal_in_samples() -> None:
     total = sum(SAMPLES.values())
     full = sum(n * value for n, value in zip(SAMPLES.values(), VALUES, strict=True)) / total

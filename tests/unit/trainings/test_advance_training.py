@@ -77,6 +77,7 @@ def test_evaluations_send_metrics_and_no_tensors_of_the_model(machine: Machine) 
     assert record["base_version"] == 2
 
 
+@pytest.mark.slow
 def test_a_function_that_dies_at_any_request_leaves_what_it_would_have_left(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -251,6 +251,7 @@ FUNCTIONS = (
 )
 
 
+@pytest.mark.slow
 def test_a_function_that_dies_at_any_request_changes_no_bit(
     new_machine: NewMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,6 +292,7 @@ def test_a_function_that_dies_at_any_request_changes_no_bit(
         assert after.counted == undisturbed.state.counted, death
 
 
+@pytest.mark.slow
 def test_a_hundred_versions_have_the_same_bits_though_functions_die_at_random(
     new_machine: NewMachine,
 ) -> None:

@@ -85,6 +85,7 @@ def without_times_and_costs(status: Any) -> Any:
     return list(map(without_times_and_costs, status)) if isinstance(status, list) else status
 
 
+@pytest.mark.slow
 def test_a_large_training_is_that_of_small_sizes(
     new_machine: Callable[[], Machine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -367,6 +367,7 @@ def test_a_missing_key_pauses_the_training_which_can_then_go_on(machine: Machine
     assert machine.resume().completed == 6
 
 
+@pytest.mark.slow
 def test_a_function_that_dies_at_any_request_deletes_keys_and_counts_a_round_once(
     new_machine: Callable[[], Machine],
 ) -> None:

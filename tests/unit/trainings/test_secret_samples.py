@@ -317,6 +317,7 @@ def test_a_resumed_training_does_not_draw_again(
     assert len({*invited.values()}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("passes", [None, (), ("surveys", "measures")])
 @pytest.mark.parametrize("bad", [3, 24])
 def test_a_draw_that_is_stored_in_pieces_is_repeated_and_released_like_a_short_one(
@@ -350,6 +351,7 @@ def test_a_draw_that_is_stored_in_pieces_is_repeated_and_released_like_a_short_o
     assert read_ledger(machine.store, machine.model.name).parts == Parts(0.0, ((0.95, tried),) * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("death", [0, 3, 6, 8, -2, -5, -8, -9])
 def test_functions_that_die_draw_once_for_a_round(
     machine: Machine, invited: dict[str, tuple[str, ...]], death: int
