@@ -23,7 +23,7 @@ from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.robust_decision import read_decision
-from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan
+from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, store_replan
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
@@ -106,14 +106,13 @@ def finalize_round(
         rejections.reject_all(
             store, rejected, lambda client: rejections.rejection_keys(keys, sources[client])
         )
-        written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
-        store.put_json(keys.replan(plan.attempt), written)
+        store_replan(store, keys, plan.attempt, rejected)
         return {
             "status": REPLAN,
             "reason": REPLAN,
             "attempt": plan.attempt + 1,
-            "rejected": written,
+            "rejected": [vars(rejection) for rejection in rejected],
         }
     if not plan.computation.has_outputs:
         return _go_on(store, keys, plan, tally, measured)
@@ -140,7 +139,7 @@ def _go_on(
     if plan.computation.measures:
         spent = {"tasks": tally.tasks(), "totals": tally.totals()}
         store.put_json(keys.measurement(plan.attempt), measured.to_json() | spent)
-    store.put_json(keys.replan(plan.attempt), [])
+    store_replan(store, keys, plan.attempt, [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 
 
