@@ -5,6 +5,7 @@ import errno
 import hashlib
 import io
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -262,3 +263,16 @@ def test_an_object_that_the_disk_does_not_take_is_an_error(
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"):
             ministack_s3._persist_object("bucket", "k", {"body": b"x"})
+
+
+def test_a_folder_that_cannot_be_emptied_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    Spool(tmp_path / "arriving")
+    monkeypatch.setattr(shutil, "rmtree", read_only)
+    with pytest.raises(OSError, match=r"Read-only file system: .*arriving"):
+        Spool(tmp_path / "arriving")

@@ -108,7 +108,8 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         # Those of an engine that was killed.
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, mode=0o700)
         self._folder = folder
 
