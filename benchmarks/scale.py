@@ -12,7 +12,7 @@ from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, memory_projection, planner
+from gradshard_core.planning import limits, memory_projection, planner, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.planning.round_projection import Projection
@@ -30,9 +30,6 @@ MAX_DESCRIPTORS: Final = 1024
 MAX_SECONDS: Final = 900
 REPORTS: Final = 2000
 """Task records that are read to measure the time of one."""
-FINALIZE_MEMORY_MB: Final = 256
-FINALIZE_SECONDS: Final = 900
-"""The template's."""
 
 Json = dict[str, Any]
 
@@ -111,8 +108,8 @@ def _over(
         ("memory", projection.needed_mb, min(projection.memory_mb, limits.MEMORIES_MB[-1])),
         (
             "finalizing seconds",
-            projection.tasks * report_seconds * limits.MB_PER_VCPU / FINALIZE_MEMORY_MB,
-            FINALIZE_SECONDS,
+            projection.tasks * report_seconds * limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
+            speeds.FINALIZE_TIMEOUT_SECONDS,
         ),
     ):
         if value > most:

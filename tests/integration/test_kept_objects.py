@@ -1,9 +1,11 @@
 """The local engine's objects on disk: what is read is what was sent, and memory stays small."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +14,15 @@ from typing import Any
 
 import boto3
 import pytest
+from ministack.services import s3 as ministack_s3
 
-from gradshard.deployment.engine_large_objects import LARGE_BYTES, Spool, StoredBody, _open
+from gradshard.deployment.engine_large_objects import (
+    LARGE_BYTES,
+    Spool,
+    StoredBody,
+    _open,
+    _patch_writing,
+)
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream
@@ -115,6 +124,17 @@ def test_a_body_that_breaks_off_is_no_object(s3: Any, store: S3Store, engine: En
     assert not set(arriving.iterdir()) - before
 
 
+@pytest.mark.parametrize("nbytes", [10, 2 * LARGE_BYTES])
+def test_an_object_whose_file_is_gone_is_an_error_with_the_reason(
+    s3: Any, engine: Engine, nbytes: int
+) -> None:
+    put(s3, "k/gone", bytes(nbytes))
+    [file] = (engine.kept / "objects").glob(f"*/{BUCKET}/k/gone")
+    file.unlink()
+    with pytest.raises(s3.exceptions.ClientError, match=r"NoSuchFileOrDirectory.*k/gone"):
+        get(s3, "k/gone")
+
+
 def anonymous_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text().split()
     return int(status[status.index("RssAnon:") + 1]) / 1024
@@ -194,7 +214,7 @@ def test_a_whole_body_is_linked_and_outlives_its_first_name(tmp_path: Path) -> N
     assert not body[1:].link_to(tmp_path / "piece")
     del body
     opened = _open(str(tmp_path / "object"))
-    assert opened is not None
+    assert isinstance(opened, StoredBody)
     # Another object takes the name between opening and linking.
     (tmp_path / "other").write_bytes(b"other")
     (tmp_path / "other").replace(tmp_path / "object")
@@ -203,6 +223,56 @@ def test_a_whole_body_is_linked_and_outlives_its_first_name(tmp_path: Path) -> N
         opened.copy_to(copy.fileno())
     assert (tmp_path / "version").read_bytes() == data
     kept = _open(str(tmp_path / "version"))
-    assert kept is not None
+    assert isinstance(kept, StoredBody)
     assert kept.link_to(tmp_path / "second")
     assert (tmp_path / "second").samefile(tmp_path / "version")
+
+
+def test_bodies_are_whole_if_the_disk_takes_them_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:1000]))
+    spool, data = Spool(tmp_path / "arriving"), os.urandom(4096)
+    assert bytes(spool.append(spool.new(), data)) == data
+    assert bytes(spool.join([data, data])) == 2 * data
+
+
+def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "cut"
+    file.write_bytes(bytes(LARGE_BYTES))
+    body = _open(str(file))
+    assert isinstance(body, StoredBody)
+    os.truncate(file, 1000)
+    with pytest.raises(OSError, match=rf"ends after 1000 of {LARGE_BYTES} bytes"):
+        body.piece(1000)
+    with (tmp_path / "copy").open("wb") as copy, pytest.raises(OSError, match="ends after 1000 of"):
+        body.copy_to(copy.fileno())
+
+
+def test_an_object_that_the_disk_does_not_take_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **_named: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ministack_s3, "_atomic_write", full)
+    monkeypatch.setattr(ministack_s3, "_object_disk_path", lambda *_: str(tmp_path / "k"))
+    monkeypatch.setattr(ministack_s3, "_persist_object", ministack_s3._persist_object)
+    _patch_writing()
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            ministack_s3._persist_object("bucket", "k", {"body": b"x"})
+
+
+def test_a_folder_that_cannot_be_emptied_is_an_error_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(folder: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(folder))
+
+    Spool(tmp_path / "arriving")
+    monkeypatch.setattr(shutil, "rmtree", read_only)
+    with pytest.raises(OSError, match=r"Read-only file system: .*arriving"):
+        Spool(tmp_path / "arriving")

@@ -166,9 +166,14 @@ def _run_sam(
             check=False,
         )
     if done.returncode != 0:
-        raise EngineError(
-            f"`sam {command}` failed; the end of {log.name}:\n{tail_of(Path(log.name))}"
-        )
+        failed = f"`sam {command}` failed; the end of {log.name}:\n{tail_of(Path(log.name))}"
+        if command == "deploy" and not engine.ephemeral:
+            # The files of sam's own bucket may be damaged, which its errors do not say.
+            failed += (
+                f"\nIf that does not help: `{engine.stop_command} --delete` deletes what it "
+                f"keeps, rounds and models too; then `{engine.start_command}` deploys anew"
+            )
+        raise EngineError(failed)
 
 
 def template_parameters(config: Path, engine: Engine, endpoint: str = "") -> list[str]:

@@ -6,6 +6,8 @@ key or with one that the engine gave out (a role's session, a user's access key)
 """
 
 import json
+import logging
+import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -16,6 +18,8 @@ from urllib.parse import parse_qs
 from uuid import uuid4
 
 from gradshard_core.s3.sigv4 import Credentials
+
+_log = logging.getLogger(__name__)
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -34,12 +38,27 @@ _FORM: Final = "application/x-www-form-urlencoded"
 _OCTETS: Final = "binary/octet-stream"
 
 
-class _RejectedError(Exception):
-    """A request whose signature is missing or wrong: AWS's code for it, and why."""
+class _AnswerError(Exception):
+    """A request that is answered with an error: its code and its text."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class _RejectedError(_AnswerError):
+    """A request whose signature is missing or wrong, with AWS's code for it."""
+
+
+class OperatingSystemError(_AnswerError):
+    """The operating system failed the engine: its disk is full, for example."""
+
+    @classmethod
+    def of(cls, error: OSError) -> "OperatingSystemError":
+        """Make the code of the error's name, since clients show of an error 500 its code alone."""
+        name = os.strerror(error.errno) if error.errno else "internal error"
+        code = "".join(word.capitalize() for word in re.findall(r"[A-Za-z]+", name))
+        return cls(code, f"the local engine: {error}")
 
 
 class _Body:
@@ -105,8 +124,30 @@ class Gate:
             await body.drain()
             await _answer(send, *_as_aws(scope, error))
             return
-        # For MiniStack every request came over TLS, as on AWS: the bucket's policy rejects others.
-        await self._app({**scope, "scheme": "https"}, body.receive, send)
+        await self._pass(scope, body, send)
+
+    async def _pass(self, scope: Scope, body: "_Body", send: Send) -> None:
+        """Have the application answer; if the operating system failed it, answer with the cause."""
+        started, failure = False, None
+
+        async def sending(message: dict[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            # For MiniStack every request came over TLS, as on AWS: the bucket's policy rejects
+            # others.
+            await self._app({**scope, "scheme": "https"}, body.receive, sending)
+        except OSError as error:
+            if started:
+                raise
+            failure = OperatingSystemError.of(error)
+            _log.exception(failure)
+        # Not in the handler: the error holds what is left of the request's body on the disk.
+        if failure is not None:
+            await body.drain()
+            await _answer(send, *_as_aws(scope, failure, HTTPStatus.INTERNAL_SERVER_ERROR))
 
     async def _verify(self, scope: Scope, body: "_Body") -> None:
         """Verify a request's signature.
@@ -275,7 +316,9 @@ def _query(scope: Scope) -> dict[str, list[str]]:
     return parse_qs(scope["query_string"].decode("utf-8", "replace"), keep_blank_values=True)
 
 
-def _as_aws(scope: Scope, error: _RejectedError) -> tuple[int, dict[str, str], str | bytes]:
+def _as_aws(
+    scope: Scope, error: _AnswerError, status: HTTPStatus = HTTPStatus.FORBIDDEN
+) -> tuple[int, dict[str, str], str | bytes]:
     """Return an error in the format of the service that was addressed."""
     from ministack import app
     from ministack.core import iam_evaluator, router
@@ -287,7 +330,7 @@ def _as_aws(scope: Scope, error: _RejectedError) -> tuple[int, dict[str, str], s
     _, answer, body = app._credential_failure(service, "", request_id, failure, headers)
     # S3 sends it with every answer, and clients know S3 by it where there is no body.
     answer = answer | {"x-amz-request-id": request_id}
-    return HTTPStatus.FORBIDDEN, answer, b"" if scope["method"] == "HEAD" else body
+    return status, answer, b"" if scope["method"] == "HEAD" else body
 
 
 async def _answer(send: Send, status: int, headers: Mapping[str, str], body: str | bytes) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from gradshard.deployment.engine_gate import OperatingSystemError
+
 LARGE_BYTES: Final = 1024 * 1024
 """From this size on, bodies are files."""
 
@@ -86,13 +88,19 @@ class StoredBody:
     def piece(self, start: int) -> bytes:
         """Read some bytes from a position on; none at the end."""
         count = min(_PIECE_BYTES, len(self) - start)
-        return os.pread(self._file.fd, count, self._start + start)
+        data = os.pread(self._file.fd, count, self._start + start)
+        if count and not data:
+            raise OSError(f"an object's file ends after {start} of {len(self)} bytes")
+        return data
 
     def copy_to(self, fd: int) -> None:
         """Append the bytes to an open file."""
         done = 0
         while done < len(self):
-            done += os.sendfile(fd, self._file.fd, self._start + done, len(self) - done)
+            sent = os.sendfile(fd, self._file.fd, self._start + done, len(self) - done)
+            if not sent:
+                raise OSError(f"an object's file ends after {done} of {len(self)} bytes")
+            done += sent
 
 
 class Spool:
@@ -100,7 +108,8 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         # Those of an engine that was killed.
-        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, mode=0o700)
         self._folder = folder
 
@@ -111,7 +120,7 @@ class Spool:
 
     def append(self, body: StoredBody, data: bytes) -> StoredBody:
         """Return the body with more bytes; the one that was given must not be used any more."""
-        os.write(body._file.fd, data)
+        _write_all(body._file.fd, data)
         return StoredBody(body._file, 0, body._end + len(data))
 
     def join(self, bodies: list[StoredBody | bytes]) -> StoredBody:
@@ -121,8 +130,15 @@ class Spool:
             if isinstance(body, StoredBody):
                 body.copy_to(file.fd)
             else:
-                os.write(file.fd, body)
+                _write_all(file.fd, body)
         return StoredBody(file, 0, sum(map(len, bodies)))
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    """Append bytes to a file. Of the last ones that a disk takes, ``os.write`` writes a part."""
+    left = memoryview(data)
+    while left:
+        left = left[os.write(fd, left) :]
 
 
 def patch(folder: Path) -> None:
@@ -134,6 +150,24 @@ def patch(folder: Path) -> None:
     _patch_writing()
     _patch_versions()
     _patch_joining(spool)
+    _patch_errors()
+
+
+def _patch_errors() -> None:
+    """Answer with what the operating system says, as the gate does where a body arrives."""
+    from ministack.services import s3
+
+    handle_request = s3.handle_request
+
+    async def handle(method: str, path: str, *given: Any, **named: Any) -> Any:
+        try:
+            return await handle_request(method, path, *given, **named)
+        except OSError as error:
+            failure = OperatingSystemError.of(error)
+            s3.logger.exception(failure)
+            return s3._error(failure.code, str(failure), 500, path)
+
+    s3.handle_request = handle
 
 
 def _patch_arriving(spool: Spool) -> None:
@@ -198,20 +232,23 @@ def _patch_sending() -> None:
 
 
 def _patch_reading() -> None:
-    """Open large files instead of reading them."""
+    """Open large files instead of reading them, and fail if a file cannot be read.
+
+    MiniStack logs that, and sends an object without its bytes.
+    """
     from ministack.services import s3
 
-    read_body, version_body, get_data = s3._read_body, s3._version_body, s3._get_object_data
+    version_body, get_data = s3._version_body, s3._get_object_data
 
     def read(bucket: str, key: str, found: dict[str, Any]) -> Any:
-        is_in_file = found.get("body") is None
-        body = _open(s3._object_disk_path(bucket, key)) if is_in_file else None
-        return body or read_body(bucket, key, found)
+        body = found.get("body")
+        return _open(s3._object_disk_path(bucket, key)) if body is None else body
 
     def version(holder: Any, bucket: str, key: str, entry: dict[str, Any]) -> Any:
-        is_in_file = entry.get("data") is None
         path = s3._version_disk_path(bucket, key, entry["version_id"])
-        return (_open(path) if is_in_file else None) or version_body(holder, bucket, key, entry)
+        if entry.get("data") is None and Path(path).is_file():
+            return _open(path)
+        return version_body(holder, bucket, key, entry)
 
     def data_of(*given: Any, **named: Any) -> Any:
         # Of templates and code, whose readers want bytes.
@@ -221,37 +258,56 @@ def _patch_reading() -> None:
     s3._read_body, s3._version_body, s3._get_object_data = read, version, data_of
 
 
-def _open(path: str | None) -> StoredBody | None:
-    """Return the body in a file; None if there is no file, or a small one."""
-    if path is None:
-        return None
-    try:
-        file = _File(os.open(path, os.O_RDONLY))
-    except OSError:
-        return None
+def _open(path: str) -> StoredBody | bytes:
+    """Return the body in a file; the bytes of a small one."""
+    file = _File(os.open(path, os.O_RDONLY))
     size = os.fstat(file.fd).st_size
-    return StoredBody(file, 0, size) if size >= LARGE_BYTES else None
+    body = StoredBody(file, 0, size)
+    return body if size >= LARGE_BYTES else bytes(body)
 
 
 def _patch_writing() -> None:
-    """Link the file of a large body instead of writing it again."""
+    """Link the file of a large body instead of writing it again, and fail if a disk is full.
+
+    MiniStack logs that, and keeps the object until it ends.
+    """
     from ministack.services import s3
 
-    atomic_write = s3._atomic_write
+    atomic_write, persist_object = s3._atomic_write, s3._persist_object
+    failed: ContextVar[OSError | None] = ContextVar("failed", default=None)
 
     def write(path: str, data: Any, *, text: bool = False) -> None:
-        if not isinstance(data, StoredBody):
-            atomic_write(path, data, text=text)
-            return
-        temporary = Path(f"{path}.tmp")
-        temporary.unlink(missing_ok=True)
-        if not data.link_to(temporary):
+        try:
+            if isinstance(data, StoredBody):
+                _link_or_copy(data, Path(path))
+            else:
+                atomic_write(path, data, text=text)
+        except OSError as error:
+            failed.set(error)
+            raise
+
+    def persist(bucket: str, key: str, found: Any) -> None:
+        persist_object(bucket, key, found)
+        error = failed.get()
+        if error is not None:
+            failed.set(None)
+            raise error
+
+    s3._atomic_write, s3._persist_object = write, persist
+
+
+def _link_or_copy(data: StoredBody, path: Path) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    if not data.link_to(temporary):
+        try:
             with temporary.open("xb", buffering=0) as copy:
                 temporary.chmod(0o600)
                 data.copy_to(copy.fileno())
-        temporary.replace(path)
-
-    s3._atomic_write = write
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    temporary.replace(path)
 
 
 def _patch_versions() -> None:

@@ -19,10 +19,10 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 
 from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.planning import speeds
 from gradshard_core.planning.limits import MAX_STACK_NAME
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.round_spec import MAX_TIMEOUT
-from gradshard_core.planning.speeds import REQUEST_SECONDS
 from gradshard_core.rounds import aws_callbacks, rejections
 from tests.localstack.deployed import function_variables
 
@@ -142,8 +142,22 @@ def of_type(kind: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("function", ["PlanRoundFunction", "FinalizeRoundFunction"])
 def test_a_function_has_time_to_reject_all_clients_of_the_largest_round(function: str) -> None:
     """Of other layouts, or after a training has diverged."""
-    seconds = MAX_CLIENTS * REQUEST_SECONDS / rejections.AT_ONCE
+    seconds = MAX_CLIENTS * speeds.REQUEST_SECONDS / rejections.AT_ONCE
     assert seconds < 0.75 * RESOURCES[function]["Properties"]["Timeout"]
+
+
+@pytest.mark.parametrize(
+    ("function", "prop", "planned"),
+    [
+        ("PlanRoundFunction", "MemorySize", speeds.PLAN_MEMORY_MB),
+        ("FinalizeRoundFunction", "MemorySize", speeds.FINALIZE_MEMORY_MB),
+        ("FinalizeRoundFunction", "Timeout", speeds.FINALIZE_TIMEOUT_SECONDS),
+    ],
+)
+def test_plans_count_on_the_functions_of_the_template(
+    function: str, prop: str, planned: float
+) -> None:
+    assert RESOURCES[function]["Properties"][prop] == planned
 
 
 NONE = {"Ref": "AWS::NoValue"}

@@ -15,7 +15,14 @@ from gradshard_core.aggregation import sharding, topologies
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.layout import Layout, Span
-from gradshard_core.planning import limits, memory_projection, planner, speeds, transfers
+from gradshard_core.planning import (
+    large_rounds,
+    limits,
+    memory_projection,
+    planner,
+    speeds,
+    transfers,
+)
 from gradshard_core.planning.bandwidth import Bandwidth
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.request_counts import Requests
@@ -192,6 +199,38 @@ def test_rejects_a_task_that_takes_too_long() -> None:
         planner.choose(one_level(15 * 10**11, 64), arm(128))
     with pytest.raises(PlanError, match=r"over the 140 s .*; take shards or grid, whose tasks are"):
         planner.choose(tree(5 * 10**9, 60), arm(3008))
+
+
+def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
+    reading = large_rounds.MAX_TASKS * speeds.REQUEST_SECONDS / large_rounds.REPORT_READERS
+    assert reading <= speeds.FINALIZE_TIMEOUT_SECONDS / 2
+    share = speeds.FINALIZE_MEMORY_MB / limits.MB_PER_VCPU
+    working = large_rounds.MAX_TASKS * speeds.REPORT_CPU_SECONDS / share
+    assert working <= speeds.FINALIZE_TIMEOUT_SECONDS / 2
+
+    load = Workload(10**11, topologies.grid(100_000))
+    with pytest.raises(
+        PlanError, match=r"over the 140 s that a task may; 568 shards, which would do, are 902552 "
+    ) as caught:
+        planner.choose(load, arm(192))
+    fewer = int(str(caught.value).split()[-4])
+    projection, _ = planner.choose(Workload(10**11, topologies.grid(fewer)), arm(192))
+    assert 0.8 * large_rounds.MAX_TASKS < projection.tasks <= large_rounds.MAX_TASKS
+    assert planner.frontier(load, arm(192), memories=limits.MEMORIES_MB) == []
+
+
+def test_too_many_shards_and_too_many_groups_are_rejected_with_advice() -> None:
+    load = Workload(10**11, topologies.grid(1000))
+    with pytest.raises(PlanError, match=r"9000 shards are 153000 tasks, over .* at most 4235 sha"):
+        planner.choose(load, arm(192), shards=9000)
+    assert planner.choose(load, arm(192), shards=4235)[0].tasks <= large_rounds.MAX_TASKS
+
+    pairs = Workload(10**6, topologies.grid(100_000, (2,)))
+    with pytest.raises(PlanError, match=r"1 shards are \d+ tasks, .*; average at most") as caught:
+        planner.choose(pairs, arm(192))
+    fewer = int(str(caught.value).split()[-4])
+    pairs = Workload(10**6, topologies.grid(fewer, (2,)))
+    assert planner.choose(pairs, arm(192))[0].tasks > 0.8 * large_rounds.MAX_TASKS
 
 
 def test_rejects_a_budget_nothing_meets() -> None:

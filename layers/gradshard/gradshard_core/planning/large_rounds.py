@@ -8,6 +8,20 @@ from gradshard_core.planning import limits, speeds
 READ_AT_ONCE: Final = 4096
 """Headers that ``plan_round`` reads itself; of more updates, tasks read them before."""
 
+REPORT_READERS: Final = 16
+"""Reports of tasks that ``finalize_round`` reads side by side."""
+
+MAX_TASKS: Final = int(
+    speeds.FINALIZE_TIMEOUT_SECONDS
+    / 2
+    / max(
+        speeds.REQUEST_SECONDS / REPORT_READERS,
+        speeds.REPORT_CPU_SECONDS * limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
+    )
+)
+"""Tasks whose reports ``finalize_round`` can read in half of its timeout. The other half is left
+for S3, which may take minutes to complete an upload."""
+
 
 def is_recorded(clients: int) -> bool:
     """Return whether arrivals are marked, because one listing does not show all updates."""

@@ -47,8 +47,6 @@ MAX_PAYLOAD_BYTES: Final = 256 * 1024
 # For how long after an execution's end no other one can have its name,
 # https://docs.aws.amazon.com/step-functions/latest/apireference/API_StartExecution.html (2026-11)
 NAME_KEPT_DAYS: Final = 90
-# The output of a distributed Map has an entry for each child: an empty object and a comma.
-MAX_CHILDREN: Final = MAX_PAYLOAD_BYTES // len("{},")
 # State transitions a second in most regions; the start of a child is one. The same page of quotas.
 TRANSITIONS: Final = 800
 # Iterations of an inline Map at once,

@@ -9,7 +9,7 @@ from typing import Final
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import MAX_HEADER_BYTES
-from gradshard_core.planning import limits
+from gradshard_core.planning import large_rounds, limits
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.round_projection import Projection, project
 from gradshard_core.planning.workload import Workload
@@ -71,17 +71,9 @@ def choose(
     """
     fewest, most, notes = _bounds(load, shards)
     projected = [project(load, m, aggregator) for m in shard_counts(fewest, most)]
-    startable = limits.MAX_CHILDREN * aggregator.batch
-    candidates = [p for p in projected if p.tasks <= startable]
-    if not candidates:
-        raise PlanError(
-            f"{projected[0].tasks} tasks are over the {startable} that the state machine follows "
-            f"with {aggregator.batch} in an execution; deploy with a larger MapConcurrency, or ask "
-            "for fewer shards"
-        )
-    fitting = [p for p in candidates if p.needed_mb <= aggregator.memory_mb]
+    fitting = [p for p in projected if p.needed_mb <= aggregator.memory_mb]
     if not fitting:
-        raise _too_large(candidates[-1])
+        raise _too_large(projected[-1])
     quick = [p for p in fitting if _fits_in_time(p)]
     if not quick:
         raise _too_slow(load, aggregator, fitting[-1])
@@ -128,8 +120,13 @@ def _bounds(load: Workload, shards: int | None) -> tuple[int, int, list[str]]:
             f"{what} takes at least {fewest} shards, since S3 takes at most "
             f"{limits.MAX_PART_BYTES} bytes in a request; {change}"
         )
+    least, finalizable = min(shards or fewest, most), _finalizable(load)
+    if least > finalizable:
+        asked = least > fewest and fewest <= finalizable
+        change = f"ask for at most {finalizable} shards" if asked else _fewer_clients(load, fewest)
+        raise PlanError(f"{_over_tasks(load, least)}; {change}")
     if shards is None:
-        return fewest, most, []
+        return fewest, min(most, finalizable), []
     if shards <= most:
         return shards, shards, []
     note = (
@@ -147,16 +144,41 @@ def _too_large(projection: Projection) -> PlanError:
     )
 
 
+def _finalizable(load: Workload) -> int:
+    """Return the largest M of whose tasks ``finalize_round`` can read the reports."""
+    return large_rounds.MAX_TASKS // sum(map(len, load.levels))
+
+
+def _over_tasks(load: Workload, shards: int, aside: str = "") -> str:
+    tasks = shards * sum(map(len, load.levels))
+    return (
+        f"{shards} shards{aside} are {tasks} tasks, over the {large_rounds.MAX_TASKS} of which "
+        "finalize_round can read the reports in time"
+    )
+
+
+def _fewer_clients(load: Workload, shards: int) -> str:
+    """Return the advice to average so few clients that ``shards`` are not too many tasks."""
+    tasks = shards * sum(map(len, load.levels))
+    # A tenth less, since the last groups of levels may be small.
+    clients = load.contributors * large_rounds.MAX_TASKS // tasks * 9 // 10
+    return f"average at most {clients} clients a round"
+
+
 def _too_slow(load: Workload, aggregator: LambdaConfig, projection: Projection) -> PlanError:
     most = max_shards(load.nbytes) if load.is_cut else 1
     larger = range(projection.shards + 1, most + 1)
     # The duration of a task never grows with M, so the first M that fits can be bisected.
     enough = bisect_left(larger, True, key=lambda m: _fits_in_time(project(load, m, aggregator)))
     unbounded = replace(aggregator, memory_mb=limits.MB_PER_VCPU)
-    if enough < len(larger):
+    finalizable = _finalizable(load)
+    if enough < len(larger) and larger[enough] <= finalizable:
         change = f"ask for at least {larger[enough]} shards"
-    elif _fits_in_time(project(load, most, unbounded)):
+    elif _fits_in_time(project(load, min(most, finalizable), unbounded)):
         change = "deploy with more AggregatorMemory, which is processor time"
+    elif enough < len(larger):
+        needed = larger[enough]
+        change = f"{_over_tasks(load, needed, ', which would do,')}: {_fewer_clients(load, needed)}"
     elif not load.is_cut:
         change = "take shards or grid, whose tasks are cut"
     elif load.is_disordered:

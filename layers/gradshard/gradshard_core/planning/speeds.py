@@ -67,6 +67,9 @@ PLAN_MEMORY_MB: Final = 472
 DECIDE_CPU_SECONDS_PER_CLIENT: Final = 3.6e-5
 ASSIGN_CPU_SECONDS_PER_CLIENT: Final = 5.4e-5
 FINALIZE_MEMORY_MB: Final = 256
+FINALIZE_TIMEOUT_SECONDS: Final = 900.0
+# Reading a task's report over HTTPS, of a whole processor (benchmarks/results.md, "Large updates").
+REPORT_CPU_SECONDS: Final = 3.3e-4
 # Assumed: the processor time of a small request, and of a listing for each entry.
 REQUEST_CPU_SECONDS: Final = 0.002
 LISTED_CPU_SECONDS: Final = 3e-5

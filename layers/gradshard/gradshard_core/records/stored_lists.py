@@ -1,6 +1,6 @@
 """Records of a round with long lists, which are stored in pieces: its plan and its manifest."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ from gradshard_core.s3.store import S3Store
 if TYPE_CHECKING:
     # Commands that show a manifest do without numpy, which plans import.
     from gradshard_core.planning.plan import Plan
+    from gradshard_core.planning.plan_parts import Rejection
 
 T = TypeVar("T")
 
@@ -107,6 +108,29 @@ def list_writer(
     return ListWriter(
         piece_writer(store, keys), lambda part: {"entries": list(map(encode, part))}, _client
     )
+
+
+def store_replan(
+    store: S3Store, keys: RoundKeys, attempt: int, rejected: Iterable["Rejection"]
+) -> None:
+    """Store whom an attempt found to be bad, so that the round is planned again without them."""
+    store.put_json(keys.replan(attempt), stored(store, keys, rejected, vars))
+
+
+def read_replan(store: JsonReads, keys: RoundKeys, attempt: int) -> "Sequence[Rejection] | None":
+    """Read what :func:`store_replan` stored; None if nothing is there."""
+    # It loads numpy, as plans do.
+    from gradshard_core.planning.plan_parts import Rejection
+
+    def parse(piece: Any) -> list[Rejection]:
+        return [Rejection(**entry) for entry in piece["entries"]]
+
+    def read(written: Any) -> Sequence[Rejection]:
+        if is_in_pieces(written):
+            return StoredList(written, piece_reader(store, keys.piece), parse)
+        return parse({"entries": written})
+
+    return store.get_json(keys.replan(attempt), read)
 
 
 def store_expected(store: S3Store, keys: RoundKeys, clients: Iterable[str]) -> Any:

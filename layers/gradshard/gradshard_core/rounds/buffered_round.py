@@ -21,7 +21,7 @@ from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.staleness import InboxSpec
 from gradshard_core.records.inbox import list_waiting
-from gradshard_core.records.stored_lists import read_plan
+from gradshard_core.records.stored_lists import read_plan, read_replan
 from gradshard_core.records.training_state import (
     TrainingState,
     read_state,
@@ -134,5 +134,5 @@ def planned(store: S3Store, keys: RoundKeys) -> list[Contributor]:
     plan = read_plan(store, keys)
     if plan is None:
         return []
-    bad = {str(found["client"]) for found in store.get_json(keys.replan(plan.attempt)) or ()}
+    bad = {found.client for found in read_replan(store, keys, plan.attempt) or ()}
     return [contributor for contributor in plan.good if contributor.client not in bad]

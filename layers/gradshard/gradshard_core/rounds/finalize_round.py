@@ -12,6 +12,7 @@ from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter
+from gradshard_core.planning.large_rounds import REPORT_READERS
 from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan
@@ -22,7 +23,7 @@ from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.robust_decision import read_decision
-from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan
+from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, store_replan
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_callbacks, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
@@ -31,10 +32,10 @@ from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.training_report import Report
 
-READERS = 16
 READ_AT_A_TIME = 1024
-PRODUCTS_AT_A_TIME: Final = READERS * MAX_FAN_IN**2
-"""Products in all reports that are read at a time: as many as of ``READERS`` without layers."""
+PRODUCTS_AT_A_TIME: Final = REPORT_READERS * MAX_FAN_IN**2
+"""Products in all reports that are read at a time: as many as of one for each reader without
+layers."""
 
 NOT_IN_MANIFEST = {"attempt", "rejected", "is_written", "updates", "layouts", "parts"}
 SUMMED = (
@@ -105,14 +106,13 @@ def finalize_round(
         rejections.reject_all(
             store, rejected, lambda client: rejections.rejection_keys(keys, sources[client])
         )
-        written = [vars(rejection) for rejection in rejected]
         # Apart from what clients read, which a later upload of theirs replaces.
-        store.put_json(keys.replan(plan.attempt), written)
+        store_replan(store, keys, plan.attempt, rejected)
         return {
             "status": REPLAN,
             "reason": REPLAN,
             "attempt": plan.attempt + 1,
-            "rejected": written,
+            "rejected": [vars(rejection) for rejection in rejected],
         }
     if not plan.computation.has_outputs:
         return _go_on(store, keys, plan, tally, measured)
@@ -139,7 +139,7 @@ def _go_on(
     if plan.computation.measures:
         spent = {"tasks": tally.tasks(), "totals": tally.totals()}
         store.put_json(keys.measurement(plan.attempt), measured.to_json() | spent)
-    store.put_json(keys.replan(plan.attempt), [])
+    store_replan(store, keys, plan.attempt, [])
     return {"status": REPLAN, "reason": REPLAN, "attempt": plan.attempt + 1, "rejected": []}
 
 
@@ -251,7 +251,7 @@ def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[
             )
         return report
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(REPORT_READERS) as pool:
         # All at once would be as many futures, and reports waiting to be looked at.
         window = _window(plan)
         for first in range(0, len(tasks), window):
@@ -267,9 +267,11 @@ def _window(plan: Plan) -> int:
     if not plan.computation.measures:
         return READ_AT_A_TIME
     if not plan.decides_by_layer:
-        return READERS
+        return REPORT_READERS
     matrices = count_matrices(plan.layout.spans, len(plan.layout.layers))
-    return max(1, min(READERS, PRODUCTS_AT_A_TIME // (matrices * len(plan.contributors) ** 2)))
+    return max(
+        1, min(REPORT_READERS, PRODUCTS_AT_A_TIME // (matrices * len(plan.contributors) ** 2))
+    )
 
 
 def _checked(report: dict[str, Any]) -> dict[str, Any]:

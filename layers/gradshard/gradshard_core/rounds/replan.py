@@ -7,6 +7,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
+from gradshard_core.records.stored_lists import read_replan
 from gradshard_core.rounds import admission
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.measurement import decide, last_measurement
@@ -71,11 +72,10 @@ def _read_rejections(context: PlanContext, plan: Plan) -> tuple[Rejection, ...]:
     The rejections that clients read are of any upload, so they may be of an older or a later one
     than the version in the plan.
     """
-    key = context.keys.replan(plan.attempt)
-    rejected = context.store.get_json(key, lambda written: tuple(Rejection(**r) for r in written))
-    if rejected is None:
-        raise PlanError(f"{key} is missing")
-    return rejected
+    written = read_replan(context.store, context.keys, plan.attempt)
+    if written is None:
+        raise PlanError(f"{context.keys.replan(plan.attempt)} is missing")
+    return tuple(written)
 
 
 def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rejection]) -> None:

@@ -19,7 +19,7 @@ from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.records.manifest_status import COMPLETED
-from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.stored_lists import read_manifest, read_plan, read_replan
 from gradshard_core.s3.store import S3Store
 
 FIRST_READ_BYTES: Final = 16 * 1024
@@ -171,8 +171,8 @@ def _bad(
 ) -> tuple[str, ...]:
     """Return the clients whose updates were rejected, by any attempt at a round that failed."""
     # The manifest has those of the attempts before the last one.
-    last = None if plan is None else store.get_json(keys.replan(plan.attempt))
-    return tuple(sorted({*rejected, *(str(found["client"]) for found in last or ())}))
+    last = None if plan is None else read_replan(store, keys, plan.attempt)
+    return tuple(sorted({*rejected, *(found.client for found in last or ())}))
 
 
 def _contributors(store: S3Store, keys: RoundKeys, plan: Plan | None) -> tuple[str, ...]:
