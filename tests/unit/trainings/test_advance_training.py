@@ -436,6 +436,23 @@ def test_a_request_to_a_training_with_a_round_under_way_starts_no_execution(
     assert machine.executions == [NAME]
 
 
+def test_a_training_that_is_asked_to_stop_ends_though_its_round_fails_once_too_often(
+    machine: Machine,
+) -> None:
+    """``stop --now`` cancels the round, and so makes it fail."""
+
+    def cancel(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            machine.training.stop("good enough")
+            abort_round(machine.store, invitation.round_id, error="Cancelled", cause="by hand")
+            raise TaskError("States.TaskFailed", "by hand")
+
+    machine.before_round = cancel
+    state = machine.start(rounds=5, clients=CLIENTS, repeats=0)
+    assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
+    assert [record["error"] for record in machine.training.records()] == [None, "Cancelled"]
+
+
 def test_a_successor_takes_over_before_the_history_is_full(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

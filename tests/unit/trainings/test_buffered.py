@@ -686,6 +686,26 @@ def test_a_good_upload_takes_the_place_of_a_rejected_one(open_training: Buffered
     assert [arrival.client for arrival in machine.training.waiting()] == ["ann"]
 
 
+def test_no_rejection_is_left_of_an_upload_that_was_replaced_by_one_that_counts(
+    new_machine: NewMachine,
+) -> None:
+    """The event of the better one comes after its version was made."""
+    machine = new_machine({})
+    key = machine.keys.inbox(1).update("ann")
+
+    def send(invitation: Invitation) -> None:
+        assert upload(machine, "ann", 1, OTHER)["status"] == "rejected"
+        machine.now += timedelta(seconds=1)
+        machine.store.put_bytes(key, GOOD)
+        upload(machine, "bo", 1, GOOD)
+
+    machine.before_round = send
+    assert machine.start(**options(rounds=1)).completed == 1
+    late = machine.collect("ann", 1, machine.store.etags[key].strip('"'))
+    assert (late["status"], late["reason"]) == ("ignored", "counted already")
+    assert verdict(machine, "ann", 1) == "counted"
+
+
 def test_no_rejection_is_left_of_an_upload_that_was_replaced_while_it_was_checked(
     open_training: BufferedMachine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.errors import PlanError, SpecError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.errors import PlanError, PrivacyBudgetError, SpecError
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
@@ -79,6 +79,26 @@ def test_training_pauses_at_once_when_its_privacy_budget_is_spent(machine: Machi
     assert "PrivacyBudgetError" in state.cause
     assert "2 rounds have spent 0.5" in state.cause
     assert len(read_ledger(machine.store, model).entries) == 2
+    assert state.silent == {}, "nobody was asked for an update of the third round"
+
+
+@pytest.mark.parametrize(
+    ("dp", "told"),
+    [
+        (None, "allows no round without noise"),
+        (DP, "noise_multiplier 2 costs 0.25 more: one more round fits with a noise_multiplier"),
+    ],
+)
+def test_a_training_whose_first_round_would_exceed_the_privacy_budget_is_refused(
+    machine: Machine, dp: dict[str, Any] | None, told: str
+) -> None:
+    model = machine.model.name
+    budget = PrivacyBudget(1.0, 1e-5, 0.2)
+    change_ledger(machine.store, model, lambda ledger: replace(ledger, budget=budget))
+    fields = {"rounds": 3, "clients": CLIENTS, "round": {"dp": dp, "server_optimizer": DELTAS}}
+    with pytest.raises(PrivacyBudgetError, match=told):
+        start_training(machine.store, "refused", fields, started="2026-01-01T00:00:00+00:00")
+    assert machine.store.head(TrainingKeys("refused").spec) is None
 
 
 def test_adaptive_clip_goes_on_from_round_to_round(machine: Machine) -> None:

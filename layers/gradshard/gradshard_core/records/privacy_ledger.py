@@ -228,7 +228,7 @@ def enter(
             return ledger
         if any((e.round_id, e.opened_at) == (round_id, opened_at) for e in ledger.entries):
             return ledger
-        _check_budget(ledger, model, dp)
+        check_budget(ledger, model, dp)
         entry = Entry(
             round_id,
             None if dp is None else dp.to_json(),
@@ -241,7 +241,14 @@ def enter(
     change_ledger(store, model, change)
 
 
-def _check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None) -> None:
+def check_budget(ledger: PrivacyLedger, model: str, dp: PrivacyMechanism | None) -> None:
+    """Check that a model's budget allows one more round.
+
+    Raises
+    ------
+    PrivacyBudgetError
+        The model has a budget that the round would exceed.
+    """
     budget = ledger.budget
     if budget is None:
         return

@@ -93,7 +93,11 @@ def _too_late(
     """Reject an upload on top of one that counts; ignore the late event of that one."""
     newest = store.head(keys.update(client))
     # The event may also be the late one of an upload that was replaced before planning.
-    if settled in {short_etag(etag), short_etag(newest.etag) if newest else ""}:
+    if newest is not None and settled == short_etag(newest.etag):
+        # Of a bad upload that this one replaced before its event came.
+        rejections.withdraw_rejection(store, keys, client, newest.etag)
+        return {"status": "ignored", "reason": "counted already"}
+    if settled == short_etag(etag):
         return {"status": "ignored", "reason": "counted already"}
     reason = (
         f"{keys.update(client)}: an earlier update of this client from the same version counts; "

@@ -188,6 +188,8 @@ def _record(
 def _silent(state: TrainingState, invitation: Invitation, outcome: Outcome) -> dict[str, int]:
     """Count the invitations in a row that clients have missed."""
     silent = dict(state.silent)
+    if not (outcome.is_completed or outcome.is_planned or outcome.error == "QuorumError"):
+        return silent  # it did not wait for them: it was not opened, or was cancelled
     answered = outcome.answered
     # With over-selection a round does not wait for the slower clients: they have missed nothing.
     is_cut_short = len(answered) >= invitation.awaited

@@ -16,6 +16,7 @@ from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.training_state import (
     PAUSE,
+    PAUSED,
     RUNNING,
     STOP,
     Invitation,
@@ -40,6 +41,9 @@ def next_round(
     aggregator: LambdaConfig,
 ) -> TrainingState:
     """Return a state with the next invitation, or in which the training waits, pauses or ends."""
+    if state.status == PAUSED and state.request == STOP:
+        # Cancelling a round makes it fail, maybe once too often.
+        return ended(state, f"stopped: {state.reason}")
     if state.status != RUNNING:
         return state
     settled = _asked_to_end(spec, state, now)

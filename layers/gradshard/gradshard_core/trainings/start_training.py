@@ -12,7 +12,7 @@ from gradshard_core.formats.keys import ModelKeys, TrainingKeys
 from gradshard_core.planning.masking_options import check_layout
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
-from gradshard_core.records import model_registry
+from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
 from gradshard_core.rounds.keeper_wait import NO_KEEPER
 from gradshard_core.rounds.open_round import check_rule_of_model
@@ -59,6 +59,8 @@ def start_training(
         The options make no sense.
     ModelNotFoundError
         There is no such model.
+    PrivacyBudgetError
+        The model has a budget that the first round would exceed.
     TrainingExistsError
         A training of this name was started before, with other options.
     TrainingStateError
@@ -78,6 +80,8 @@ def start_training(
         # All whom a round may invite, whoever joins later.
         invited, _ = count_invited(spec, MAX_CLIENTS if spec.clients is None else len(spec.clients))
         check_rule_of_model(store, replace(spec.terms, clients=invited), newest)
+    ledger = privacy_ledger.read_ledger(store, optimizer.model)
+    privacy_ledger.check_budget(ledger, optimizer.model, spec.terms.dp)
     record = {"training": name, "spec": spec.to_json(), "started_at": started}
     if not store.put_json(keys.spec, record, replaces=None) and (
         store.get_json(keys.spec) != record
