@@ -180,7 +180,7 @@ def parse_stop_rule(rule: Any) -> StopRule:
 
 
 class Budget(NamedTuple):
-    """The dollars and seconds that a training may take at most; None for no limit."""
+    """The most dollars of a training, and the seconds after which it begins no round; None: any."""
 
     dollars: float | None
     seconds: float | None

@@ -246,7 +246,8 @@ class TrainingSpec:
             is_json=True,
             encoder=Budget.to_json,
         ),
-        'End the training before it exceeds this budget, for example {"dollars": 2, '
+        "End the training before a round that would cost more than these dollars in all, or when "
+        'these seconds have passed and no round is under way, for example {"dollars": 2, '
         '"seconds": 86400}.',
         value=None,
         default="no limit",
