@@ -176,12 +176,17 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"dp": {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}, "shards": 2}, [2]),
         ({"rule": "geometric_median", "shards": 2}, [2]),
         ({"rule": "geometric_median", "shards": 2, "server_optimizer": "fedadam"}, [2]),
+        ({"rule": {"name": "krum", "f": 1}, "shards": 2}, [2]),
+        ({"rule": {"name": "multi_krum", "f": 1}, "shards": 2}, [2]),
+        ({"rule": {"name": "multi_krum", "f": 1, "m": 2}, "shards": 2}, [2]),
+        ({"rule": {"name": "bulyan", "f": 1}, "shards": 2}, [2]),
     ],
 )
 def test_the_functions_make_the_requests_that_are_priced(
     monkeypatch: pytest.MonkeyPatch, terms: dict[str, Any], tasks: list[int]
 ) -> None:
     clients = 5 if len(tasks) == 3 else 3
+    clients = 7 if "f" in terms.get("rule", ()) else clients
     names = [f"c{client}" for client in range(clients)]
     published: list[str] = []
     monkeypatch.setattr(aws_callbacks, "publish", lambda kind, _: published.append(kind))

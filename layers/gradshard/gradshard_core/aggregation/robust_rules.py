@@ -214,6 +214,15 @@ class RobustRule:
         """Whether it combines each element on its own instead of adding with weights."""
         return ROBUST_RULES[self.name].elementwise is not None
 
+    def count_left_out(self, updates: int) -> int:
+        """Return how many updates it leaves out, as far as their number decides that."""
+        bad = int(self.settings.get("f", 0))
+        return {
+            "krum": updates - 1,
+            "multi_krum": updates - int(self.settings.get("m", updates - bad)),
+            "bulyan": 2 * bad,
+        }.get(self.name, 0)
+
     @property
     def counts_samples(self) -> bool:
         """Whether an update counts by its client's number of samples."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.planning import large_rounds, limits
 
 HEADS_BEFORE_LIST: Final = 20
@@ -30,6 +31,8 @@ class Lists(NamedTuple):
         Whether they go on from those of a round before.
     shows_clipped
         Whether the manifest lists the clients whose updates a rule has clipped, at most all.
+    rule
+        The robust rule that leaves clients out, each of which can read why; None if none does.
     draws_noise
         Whether a key of noise is kept until the round ends.
     waits_again
@@ -43,6 +46,7 @@ class Lists(NamedTuple):
     assigns: bool = False
     has_speeds: bool = False
     shows_clipped: bool = False
+    rule: RobustRule | None = None
     draws_noise: bool = False
     waits_again: bool = False
     stores_headers: bool = False
@@ -174,6 +178,9 @@ def _replanning(clients: int, before: Sequence[int], models: int, lists: Lists) 
         pieces = large_rounds.pieces(clients)
         shown = pieces * lists.shows_clipped
         counted = counted.plus(Requests(2 * pieces + 2 + shown, 2 * pieces + 1 + shown))
+        # Finalizing the last time: the reasons of those that are left out.
+        left_out = lists.rule.count_left_out(clients) if lists.rule else 0
+        counted = counted.plus(Requests(0, left_out))
     return counted
 
 

@@ -75,6 +75,7 @@ def lists_of(spec: RoundSpec) -> Lists:
         assigns=spec.assignments is not None,
         has_speeds=spec.assignments is not None and spec.assignments.after is not None,
         shows_clipped=spec.measures and spec.dp is None,
+        rule=None if spec.compares_layers else spec.robust_rule,
         draws_noise=spec.aggregator_noise is not None,
         waits_again=spec.eager or spec.masked is not None,
     )
