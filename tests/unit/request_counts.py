@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.rounds import aws_callbacks, aws_json
 from gradshard_core.s3.store import ListedObject
 from tests.unit.in_memory import Machine
@@ -102,7 +102,7 @@ class Counting:
             self._add("list")
             found = call(*args, **options)
             if found is None or isinstance(found, list):
-                self._add("list", max(0, len(found or ()) - 1) // limits.LISTED_ENTRIES)
+                self._add("list", max(0, len(found or ()) - 1) // aws_limits.LISTED_ENTRIES)
                 return found
             return self._pages(found)
 
@@ -110,7 +110,7 @@ class Counting:
 
     def _pages(self, entries: Iterator[ListedObject]) -> Iterator[ListedObject]:
         for number, entry in enumerate(entries):
-            if number and number % limits.LISTED_ENTRIES == 0:
+            if number and number % aws_limits.LISTED_ENTRIES == 0:
                 self._add("list")
             yield entry
 

@@ -17,7 +17,7 @@ from gradshard.aws.boto_client import make_session
 from gradshard.deployment import application, user_config
 from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import DeployError
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 
 ANSWERS: Final = "deploy.toml"
 KEEPER_ANSWERS: Final = "deploy-keeper.toml"
@@ -253,10 +253,10 @@ def _region(profile: str | None = None) -> str | None:
 
 def _check_name(deployed: Deployed) -> None:
     """Check that the names that contain the stack's name are not too long."""
-    if len(deployed.stack) > limits.MAX_STACK_NAME:
+    if len(deployed.stack) > aws_limits.MAX_STACK_NAME:
         raise DeployError(
             f"stack name {deployed.stack!r} has {len(deployed.stack)} characters: names of its "
-            f"resources begin with it, and leave {limits.MAX_STACK_NAME}; give a shorter "
+            f"resources begin with it, and leave {aws_limits.MAX_STACK_NAME}; give a shorter "
             "--stack-name"
         )
 

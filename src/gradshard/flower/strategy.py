@@ -27,7 +27,7 @@ from gradshard_core.errors import RoundFailed, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked_updates import roster_digest
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.masking_options import (
     LEAST_MASKED,
     Agreement,
@@ -44,7 +44,7 @@ ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
 UPLOADED_TIMEOUT: Final = 60
 """Seconds a round waits for uploads that clients say they have made: S3 has them at once."""
 
-LAYOUT_BYTES: Final = limits.MAX_PAYLOAD_BYTES // 2
+LAYOUT_BYTES: Final = aws_limits.MAX_PAYLOAD_BYTES // 2
 """A layout longer than this in JSON is left out of a round's spec, which are bounded."""
 
 _READER: Final = "reader"

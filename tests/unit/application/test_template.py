@@ -20,7 +20,7 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning import speeds
-from gradshard_core.planning.limits import MAX_STACK_NAME
+from gradshard_core.planning.aws_limits import MAX_STACK_NAME
 from gradshard_core.planning.option_parsers import MAX_CLIENTS
 from gradshard_core.planning.round_spec import MAX_TIMEOUT
 from gradshard_core.rounds import aws_callbacks, rejections

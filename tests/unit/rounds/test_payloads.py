@@ -9,14 +9,14 @@ import json
 import numpy as np
 import pytest
 
-from gradshard_core.planning import large_rounds, limits
+from gradshard_core.planning import aws_limits, large_rounds
 from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.rounds import aws_callbacks
 from gradshard_core.rounds.collect_update import collect_update
 from tests import reference
 from tests.unit.in_memory import MAX_CAUSE, OPENED, Machine, Told, size
 
-MOST = limits.MAX_PAYLOAD_BYTES
+MOST = aws_limits.MAX_PAYLOAD_BYTES
 
 MOST_OF_TREE = 64**2
 """Clients of a tree of two levels."""

@@ -27,7 +27,7 @@ from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.formats.masked_updates import elements_of
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.masking_options import (
     MASKING_EXAMPLE,
     MaskingTerms,
@@ -213,7 +213,7 @@ class RoundSpec:
         value=False,
     )
     shards: int | None = option(
-        WholeNumber(1, limits.MAX_PARTS),
+        WholeNumber(1, aws_limits.MAX_PARTS),
         "Number of byte ranges into which updates are cut. One task aggregates each range.",
         value=None,
         default="chosen by the planner",

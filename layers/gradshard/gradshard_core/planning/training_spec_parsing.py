@@ -8,7 +8,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.secret_draw import SecretSample
 from gradshard_core.aggregation.server_optimizers import LINEAR
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.limits import PREFIX_GETS
+from gradshard_core.planning.aws_limits import PREFIX_GETS
 from gradshard_core.planning.masking_options import (
     NOT_IN_MASKED_TRAININGS,
     NOT_MASKED,
