@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from gradshard.client.presigned_requests import is_url, origin_of
 from gradshard.client.ticket_file import TicketFile
+from gradshard.client.ticket_http import is_url, origin_of
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from gradshard.client.presigned_requests import check_origin, is_url, origin_of
 from gradshard.client.round_ticket import Ticket
+from gradshard.client.ticket_http import check_origin, is_url, origin_of
 from gradshard.client.ticket_issuer import issue_ticket
 from gradshard.deployment import engine
 from gradshard_core.errors import TicketError
