@@ -47,7 +47,7 @@ from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.stored_lists import piece_reader, read_manifest
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment
 
 POLLS_PER_EXECUTION: Final = 5

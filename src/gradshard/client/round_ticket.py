@@ -19,7 +19,7 @@ from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning.masking_options import Agreement
-from gradshard_core.records.ticket_urls import VERSION
+from gradshard_core.records.ticket_json import VERSION
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.presigned_urls import add_url
 from gradshard_core.planning.masking_options import Agreement
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
-from gradshard_core.records.ticket_urls import build_ticket
+from gradshard_core.records.ticket_json import build_ticket
 from gradshard_core.units import MIB
 
 DEFAULT_SECONDS: Final = 24 * 3600

@@ -37,7 +37,7 @@ from gradshard_core.planning.masking_options import (
 )
 from gradshard_core.planning.round_spec_parsing import default_quorum
 from gradshard_core.records import model_registry
-from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
 
 ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
 
