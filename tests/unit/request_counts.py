@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gradshard_core.planning import aws_limits
-from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.rounds import aws_json, aws_requests
 from gradshard_core.s3.store import ListedObject
 from tests.unit.in_memory import Machine
 
@@ -48,8 +48,8 @@ class Counting:
         for name in ("list_objects", "list_parts"):
             patched.setattr(store, name, self._paged(getattr(store, name)))
         for name in ("schedule_deadline", "cancel_deadline"):
-            told = self._counted(getattr(aws_callbacks, name), name)
-            patched.setattr(aws_callbacks, name, told)
+            told = self._counted(getattr(aws_requests, name), name)
+            patched.setattr(aws_requests, name, told)
         call = aws_json.call
 
         def counted_call(service: Any, operation: str, *body: Any, **options: Any) -> Any:

@@ -12,7 +12,7 @@ from gradshard.client.federation import Federation
 from gradshard.client.round import Round
 from gradshard.client.stack import Execution, ListedExecution
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.collect_update import deadline_passed
 from tests.unit.client.test_federation import OPENED, SPEC, plan_json
@@ -66,8 +66,8 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         waiting.remove(token)
         return True
 
-    monkeypatch.setattr(aws_callbacks, "resume", resume)
-    monkeypatch.setattr(aws_callbacks, "publish", lambda *_: None)
+    monkeypatch.setattr(aws_requests, "resume", resume)
+    monkeypatch.setattr(aws_requests, "publish", lambda *_: None)
     return waiting
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gradshard_core.planning import aws_limits, large_rounds
 from gradshard_core.records.stored_lists import read_manifest
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.collect_update import collect_update
 from tests import reference
 from tests.unit.in_memory import MAX_CAUSE, OPENED, Machine, Told, size
@@ -92,7 +92,7 @@ def test_a_cause_as_long_as_step_functions_has_it(
     room = MAX_CAUSE - len(as_lambda_says("StoreError", ""))
     cause = as_lambda_says("StoreError", character * (room // len(json.dumps(character)[1:-1])))
     answer = machine.step("abort_round", error="StoreError", cause=cause)
-    assert 1_000 < len(answer["cause"]) <= aws_callbacks.MAX_CAUSE
+    assert 1_000 < len(answer["cause"]) <= aws_requests.MAX_CAUSE
     assert len(told.events) == 1
 
 
