@@ -14,10 +14,10 @@ from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS
 from gradshard_core.aggregation.ring_sum import ADDED
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
+from gradshard_core.planning.inbox_spec import InboxSpec
 from gradshard_core.planning.masking_options import MASKED
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Level
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.staleness import InboxSpec
 from gradshard_core.stragglers.fednova import bounded_steps, normalised_weights
 from gradshard_core.stragglers.layers import layers_of
 

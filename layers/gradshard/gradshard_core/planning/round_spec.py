@@ -28,6 +28,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.formats.masked_updates import elements_of
 from gradshard_core.planning import aws_limits
+from gradshard_core.planning.inbox_spec import InboxSpec, parse_inbox
 from gradshard_core.planning.masking_options import (
     MASKING_EXAMPLE,
     MaskingTerms,
@@ -58,7 +59,6 @@ from gradshard_core.planning.option_parsers import (
     parse_layout,
     parse_rule,
 )
-from gradshard_core.planning.staleness import InboxSpec, parse_inbox
 from gradshard_core.stragglers.layers import Naming, check_naming
 from gradshard_core.stragglers.salf import PartialRule
 

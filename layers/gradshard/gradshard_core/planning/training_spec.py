@@ -9,6 +9,7 @@ from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
 from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample, parse_secret_sample
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
+from gradshard_core.planning.inbox_spec import MAX_EXPONENT, InboxSpec, parse_exponent
 from gradshard_core.planning.option_kinds import (
     REQUIRED,
     Choice,
@@ -28,7 +29,6 @@ from gradshard_core.planning.option_parsers import (
 )
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
-from gradshard_core.planning.staleness import MAX_EXPONENT, InboxSpec, parse_exponent
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,
