@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gradshard_core.planning import aws_limits, aws_prices, round_cost
-from gradshard_core.planning.measured_cost import measured
+from gradshard_core.planning.measured_round_cost import measured
 from gradshard_core.planning.request_counts import Requests
 from gradshard_core.planning.round_cost import Bill, Tasks
 from gradshard_core.units import MIB

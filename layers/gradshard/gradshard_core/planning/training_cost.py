@@ -7,7 +7,7 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.planning import (
     aws_limits,
     large_rounds,
-    measured_cost,
+    measured_round_cost,
     planner,
     request_counts,
     round_cost,
@@ -168,7 +168,7 @@ def measured(
     more = overhead(clients, aggregator, is_buffered=is_buffered)
     if not manifest["tasks"]:
         return float(manifest["projected"]["dollars"]["total"]) + more
-    bill = measured_cost.measured(
+    bill = measured_round_cost.measured(
         manifest["tasks"],
         clients=clients,
         memory_mb=aggregator.memory_mb,
