@@ -58,9 +58,9 @@ from gradshard_core.records import model_registry
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.client_report import parse_report
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import FEDAVG
-from gradshard_core.stragglers.training_report import parse_report
 
 THREADS: Final = 16
 """Headers read at once: enough to hide the requests' latency."""

@@ -30,7 +30,7 @@ from gradshard_core.rounds.manifest_json import Work, completed_manifest
 from gradshard_core.rounds.measurement import Measured, left_out, summary
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.training_report import Report
+from gradshard_core.stragglers.client_report import Report
 
 READ_AT_A_TIME = 1024
 PRODUCTS_AT_A_TIME: Final = REPORT_READERS * MAX_FAN_IN**2
