@@ -27,7 +27,7 @@ from gradshard_core.records.stored_lists import list_writer, read_manifest, read
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_requests, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
-from gradshard_core.rounds.measurement import Measured, left_out, summary
+from gradshard_core.rounds.robust_measurement import Measured, left_out, summary
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.client_report import Report

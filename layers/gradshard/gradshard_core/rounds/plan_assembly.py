@@ -50,8 +50,8 @@ from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
-from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.rounds.robust_measurement import Decided
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.fednova import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage
