@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from gradshard.client import operations
+from gradshard.client import round_operations
 from gradshard.client.stack import Stack
 from gradshard.deployment import engine
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingStateError
@@ -132,7 +132,7 @@ class Federation:
 
         return Model(self.stack, name)
 
-    def rounds(self, state: str | None = None) -> Iterator[operations.ListedRound]:
+    def rounds(self, state: str | None = None) -> Iterator[round_operations.ListedRound]:
         """Yield the rounds that run or have run in the last 90 days, the newest first.
 
         Parameters
@@ -146,7 +146,7 @@ class Federation:
         SpecError
             There is no such state.
         """
-        return operations.list_rounds(self.stack, state)
+        return round_operations.list_rounds(self.stack, state)
 
     def cancel_all(self, reason: str) -> Iterator["Round"]:
         """Cancel every round that has not ended, and yield each cancelled round.
@@ -156,9 +156,9 @@ class Federation:
         SpecError
             There is no reason.
         """
-        operations.check_reason(reason)
+        round_operations.check_reason(reason)
         seen: set[str] = set()
-        while running := operations.running(self.stack) - seen:
+        while running := round_operations.running(self.stack) - seen:
             for name in sorted(running):
                 round_ = self.round(name)
                 # It may have been completed since it was listed.
