@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradshard.client.round import Round
     from gradshard.client.round_options import RoundOptions
     from gradshard.client.training import Training
-    from gradshard.client.trainings import ListedTraining, TrainingOptions
+    from gradshard.client.training_start import ListedTraining, TrainingOptions
 
 
 class Federation:
@@ -186,7 +186,7 @@ class Federation:
         clients
             The ids of the clients; None for everybody who joins.
         options
-            As in :class:`gradshard.client.trainings.TrainingOptions`; None is as good as leaving an
+            As in :class:`gradshard.client.training_start.TrainingOptions`; None is as good as leaving an
             option out.
 
         Raises
@@ -198,7 +198,7 @@ class Federation:
         TrainingFailed
             It could not be started.
         """
-        from gradshard.client.trainings import start_training
+        from gradshard.client.training_start import start_training
 
         return start_training(self.stack, name, rounds=rounds, clients=clients, **options)
 
@@ -221,7 +221,7 @@ class Federation:
         SpecError
             There is no such status.
         """
-        from gradshard.client.trainings import list_trainings
+        from gradshard.client.training_start import list_trainings
 
         return list_trainings(self.stack, status)
 
