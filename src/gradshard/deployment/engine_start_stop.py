@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from gradshard.deployment import application
+from gradshard.deployment import application_sources
 from gradshard.deployment.engine import (
     DEFAULT_PORT,
     EPHEMERAL,
@@ -196,7 +196,7 @@ def child_environment(engine: Engine) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("AWS_") and name != "PYTHONDONTWRITEBYTECODE"
     }
-    given = {"PATH": application.search_path(), "SAM_CLI_TELEMETRY": "0"}
+    given = {"PATH": application_sources.search_path(), "SAM_CLI_TELEMETRY": "0"}
     return own | engine.environment | given
 
 

@@ -8,7 +8,7 @@ import importlib.util
 import platform
 import sys
 
-from gradshard.deployment import application
+from gradshard.deployment import application_sources
 from gradshard.deployment.engine import (
     DEFAULT_PORT,
     REGION,
@@ -121,17 +121,17 @@ def _check_machine() -> None:
             f"{sys.platform}: use Linux, or the container of docs/getting-started.md"
         )
     version = platform.python_version()
-    if not version.startswith(f"{application.RUNTIME}."):
+    if not version.startswith(f"{application_sources.RUNTIME}."):
         raise EngineError(
             f"the local engine runs the functions with its own interpreter, Python {version}, and "
-            f"they need {application.RUNTIME}: install gradshard[local] under that"
+            f"they need {application_sources.RUNTIME}: install gradshard[local] under that"
         )
     if importlib.util.find_spec("ministack") is None:
         raise EngineError(
             "the local engine is not installed: `pip install 'gradshard[local]'` installs it"
         )
-    application.find_sam()
-    application.check_builder()
+    application_sources.find_sam()
+    application_sources.check_builder()
 
 
 def _ignore(line: str) -> None:
