@@ -16,7 +16,7 @@ from gradshard.deployment.stack_names import STACK
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_PORT: Final = 4566
-"""The port of :mod:`gradshard.deployment.engine`, repeated because that loads slowly."""
+"""The port of :mod:`gradshard.deployment.engine_status`, repeated because that loads slowly."""
 
 DEFAULT_TICKET_SECONDS: Final = 24 * 3600
 MAX_TICKET_SECONDS: Final = 7 * 24 * 3600

@@ -22,7 +22,7 @@ from botocore.session import Session
 from gradshard.aws.boto_client import connect, make_client, make_session
 from gradshard.aws.boto_errors import NO_CREDENTIALS, settings_error, unreachable
 from gradshard.aws.client_store import ClientStore
-from gradshard.deployment import engine, user_config
+from gradshard.deployment import engine_status, user_config
 from gradshard.utils.polling import poll
 from gradshard_core.errors import ServiceError, plain_failure
 
@@ -354,7 +354,7 @@ class Stack:
     @cached_property
     def _session(self) -> Session:
         if self._port is not None:
-            return engine.session(engine.find(self._port))
+            return engine_status.session(engine_status.find(self._port))
         with translated():
             session = make_session(region=self._region, profile=self._profile)
             if not session.get_config_variable("region") and self._bucket is None:
@@ -366,7 +366,7 @@ class Stack:
     def _endpoint_url(self) -> str | None:
         if self._port is None:
             return self._given_endpoint_url
-        return engine.find(self._port).url
+        return engine_status.find(self._port).url
 
 
 @contextlib.contextmanager

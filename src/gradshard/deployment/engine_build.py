@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from gradshard.deployment import application_sources
-from gradshard.deployment.engine import cache_folder
+from gradshard.deployment.engine_status import cache_folder
 
 BuildCommand = Callable[[Path, list[str]], None]
 """Runs `sam build` in a folder with some arguments."""

@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gradshard.deployment import application_sources
-from gradshard.deployment.engine import (
+from gradshard.deployment.engine_status import (
     DEFAULT_PORT,
     EPHEMERAL,
     REGION,

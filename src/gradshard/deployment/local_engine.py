@@ -9,7 +9,13 @@ import platform
 import sys
 
 from gradshard.deployment import application_sources
-from gradshard.deployment.engine import (
+from gradshard.deployment.engine_application import (
+    Progress,
+    deploy_if_changed,
+    write_container_settings,
+)
+from gradshard.deployment.engine_start_stop import down, exclusive, free_port, is_ready, start
+from gradshard.deployment.engine_status import (
     DEFAULT_PORT,
     REGION,
     Engine,
@@ -20,12 +26,6 @@ from gradshard.deployment.engine import (
     session,
     status,
 )
-from gradshard.deployment.engine_application import (
-    Progress,
-    deploy_if_changed,
-    write_container_settings,
-)
-from gradshard.deployment.engine_start_stop import down, exclusive, free_port, is_ready, start
 from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import EngineError
 
