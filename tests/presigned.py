@@ -59,4 +59,4 @@ def rejection(
 def trust_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients take whatever listens on this machine for a local engine."""
     running = SimpleNamespace(running=True)
-    monkeypatch.setattr(ticket_http, "engine", SimpleNamespace(status=lambda _: running))
+    monkeypatch.setattr(ticket_http, "engine_status", SimpleNamespace(status=lambda _: running))

@@ -186,8 +186,8 @@ class Federation:
         clients
             The ids of the clients; None for everybody who joins.
         options
-            As in :class:`gradshard.client.training_start.TrainingOptions`; None is as good as leaving an
-            option out.
+            As in :class:`gradshard.client.training_start.TrainingOptions`; None is as good as
+            leaving an option out.
 
         Raises
         ------

@@ -316,7 +316,7 @@ def test_the_local_engine_needs_the_functions_python(monkeypatch: pytest.MonkeyP
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package as a wheel installs it, from which `gradshard.deployment.application_sources` reads."""
+    """A package as a wheel installs it, from which ``application_sources`` reads."""
     site = tmp_path / "site-packages"
     package, core = site / "gradshard", site / "gradshard_core"
     for file in (
