@@ -130,7 +130,8 @@ def test_the_wheel_has_exactly_the_deployed_files_of_the_checkout(installed: Ins
     asked = installed.run(
         "python",
         "-c",
-        "from gradshard.deployment import application_sources as a; print(a.checkout(), a.fingerprint())",
+        "from gradshard.deployment import application_sources as a\n"
+        "print(a.checkout(), a.fingerprint())",
     )
     assert asked.stdout == f"None {application_sources.fingerprint()}\n", asked
 
