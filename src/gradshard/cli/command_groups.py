@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from gradshard.utils.interrupts import INTERRUPTED
+from gradshard.utils.interrupt_message import INTERRUPTED
 from gradshard.utils.text import escape_terminal
 from gradshard_core.errors import EngineError, GradshardError, RoundFailed, TrainingFailed
 
