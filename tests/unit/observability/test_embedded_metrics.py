@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.observability import log_fields
+from gradshard_core.observability import embedded_metrics
 from gradshard_core.planning import aws_limits
 from gradshard_core.planning.plan_parts import Task
 from tests.notifications import uploaded
@@ -254,7 +254,7 @@ def test_metrics_of_an_outcome(
 
 def test_every_metric_is_measured_somewhere() -> None:
     measured = {metric for *_, expected in MEASURED for metric in expected}
-    assert measured | {"MemoryUsed", "TimeUsed"} == set(log_fields.UNITS)
+    assert measured | {"MemoryUsed", "TimeUsed"} == set(embedded_metrics.UNITS)
 
 
 def test_a_client_rejected_while_it_was_read_has_a_line_of_its_own(said: Said) -> None:
