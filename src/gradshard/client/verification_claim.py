@@ -40,7 +40,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.formats.masked_updates import Share, masked_layout
-from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
+from gradshard_core.planning.grouping import Grouping, group, layer_ranges
 from gradshard_core.planning.inbox_spec import InboxSpec
 from gradshard_core.planning.masking_options import Masking
 from gradshard_core.planning.outputs import NextModel
@@ -54,6 +54,7 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
 )
 from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.weighing import weights_of
 from gradshard_core.records import model_registry
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version
