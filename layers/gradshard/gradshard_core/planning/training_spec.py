@@ -29,18 +29,13 @@ from gradshard_core.planning.option_parsers import (
 )
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
+from gradshard_core.planning.setting_schedules import Schedule, parse_schedules
+from gradshard_core.planning.stop_rule import StopRule, parse_stop_rule
+from gradshard_core.planning.training_budget import Budget, parse_budget
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,
     terms_of_fewest,
-)
-from gradshard_core.planning.training_rules import (
-    Budget,
-    Schedule,
-    StopRule,
-    parse_budget,
-    parse_schedules,
-    parse_stop_rule,
 )
 
 MAX_ROUNDS: Final = 99_999
