@@ -23,7 +23,7 @@ from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.planning import aws_limits, aws_prices
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.planning.round_cost import Prices
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))

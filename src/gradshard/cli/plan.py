@@ -25,7 +25,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import aws_limits, aws_prices, large_rounds, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.masking_options import check_unused
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.planning.round_projection import Projection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec

@@ -21,8 +21,7 @@ from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning import speeds
 from gradshard_core.planning.aws_limits import MAX_STACK_NAME
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
-from gradshard_core.planning.round_spec import MAX_TIMEOUT
+from gradshard_core.planning.own_limits import MAX_CLIENTS, MAX_TIMEOUT
 from gradshard_core.rounds import aws_requests, rejections
 from tests.localstack.deployed import function_variables
 

@@ -47,8 +47,6 @@ from gradshard_core.planning.option_kinds import (
     stated_options,
 )
 from gradshard_core.planning.option_parsers import (
-    MAX_CLIENTS,
-    MAX_NAMED,
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
@@ -59,11 +57,10 @@ from gradshard_core.planning.option_parsers import (
     parse_layout,
     parse_rule,
 )
+from gradshard_core.planning.own_limits import MAX_CLIENTS, MAX_NAMED, MAX_TIMEOUT
 from gradshard_core.stragglers.layers import Naming, check_naming
 from gradshard_core.stragglers.salf import PartialRule
 
-MAX_TIMEOUT: Final = 7 * 24 * 3600
-"""Seconds."""
 DEFAULT_TIMEOUT: Final = 3600
 """Seconds."""
 

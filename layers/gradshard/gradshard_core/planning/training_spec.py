@@ -22,10 +22,13 @@ from gradshard_core.planning.option_kinds import (
     options_of,
     stated_options,
 )
-from gradshard_core.planning.option_parsers import (
+from gradshard_core.planning.option_parsers import parse_clients
+from gradshard_core.planning.own_limits import (
     MAX_CLIENTS,
     MAX_NAMED,
-    parse_clients,
+    MAX_ROUNDS,
+    MAX_STALENESS,
+    MAX_UPDATES_PER_VERSION,
 )
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
@@ -38,23 +41,12 @@ from gradshard_core.planning.training_round_options import (
     terms_of_fewest,
 )
 
-MAX_ROUNDS: Final = 99_999
-"""The ids of rounds have five digits."""
-
 SYNCHRONOUS: Final = "synchronous"
 BUFFERED: Final = "buffered"
 
 DEFAULT_STALENESS: Final = 10
 DEFAULT_EXPONENT: Final = 0.5
 """Those of FedBuff's authors, for the exponent (https://arxiv.org/abs/2106.06639, section 5)."""
-
-MAX_UPDATES_PER_VERSION: Final = 1024
-MAX_STALENESS: Final = 1000
-
-MAX_COUNTED: Final = 4096
-"""Updates of the last versions that the state of a buffered training names, so that none counts
-twice, and clients that took part in a tree of noise. Each takes up to 90 bytes, and every client
-reads the state whenever it looks."""
 
 
 def parse_sample(sample: Any) -> float:
