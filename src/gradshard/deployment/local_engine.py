@@ -6,6 +6,7 @@ An ephemeral one keeps them in memory.
 
 import importlib.util
 import platform
+import shutil
 import sys
 
 from gradshard.deployment import application_sources
@@ -14,7 +15,7 @@ from gradshard.deployment.engine_application import (
     deploy_if_changed,
     write_container_settings,
 )
-from gradshard.deployment.engine_start_stop import down, exclusive, free_port, is_ready, start
+from gradshard.deployment.engine_start_stop import exclusive, free_port, is_ready, start, stop
 from gradshard.deployment.engine_status import (
     DEFAULT_PORT,
     REGION,
@@ -111,6 +112,28 @@ def up(
             write_container_settings(engine, bind, report)
     report(f"ready at {engine.url}")
     return status(engine.port)
+
+
+def down(port: int = DEFAULT_PORT, *, delete: bool = False) -> bool:
+    """Stop an engine with its functions and remove its files, except what it keeps.
+
+    Parameters
+    ----------
+    port
+        The engine's port.
+    delete
+        Remove the rounds and models that it keeps, too.
+
+    Returns
+    -------
+    bool
+        Whether there was one running.
+    """
+    engine = status(port)
+    stop(engine, forget=delete)
+    if delete:
+        shutil.rmtree(engine.kept, ignore_errors=True)
+    return engine.running
 
 
 def _check_machine() -> None:
