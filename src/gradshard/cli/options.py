@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from gradshard.cli.command_groups import DEBUG
+from gradshard.cli.errors import DEBUG
 from gradshard.cli.option_types import DurationType, WholeNumberType, format_seconds
 from gradshard.cli.output import QUIET
 from gradshard.deployment.stack_names import STACK
