@@ -7,14 +7,7 @@ from typing import Any, NamedTuple
 
 import click
 
-from gradshard.cli.errors import (
-    DEBUG,
-    NO_ANSWER,
-    Failure,
-    exit_code_of,
-    is_users,
-    message_of,
-)
+from gradshard.cli.errors import DEBUG, NO_ANSWER, Failure, exit_code_of, is_users, message_of
 from gradshard.utils.interrupt_message import INTERRUPTED
 
 

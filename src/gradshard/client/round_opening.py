@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gradshard.client.stack import Execution, Stack
+from gradshard.client.executions import Execution
+from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
 from gradshard_core.formats.keys import RoundKeys

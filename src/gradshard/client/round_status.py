@@ -6,7 +6,8 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from gradshard.client.stack import Execution, Stack
+from gradshard.client.executions import Execution
+from gradshard.client.stack import Stack
 from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
 from gradshard_core.formats.keys import (
     UPDATE_SUFFIX,

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gradshard.client import round_opening
+from gradshard.client.executions import Execution
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
-from gradshard.client.stack import Execution
 from gradshard.client.tensors import pack
 from gradshard.client.upload_source import TensorContent
 from gradshard.utils import polling

@@ -8,9 +8,9 @@ import pytest
 
 from gradshard.client import federation as module
 from gradshard.client import round_operations
+from gradshard.client.executions import Execution, ListedExecution
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
-from gradshard.client.stack import Execution, ListedExecution
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.abort_round import abort_round

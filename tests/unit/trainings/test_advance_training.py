@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
-from gradshard.client.stack import Execution
+from gradshard.client.executions import Execution
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.headers import parse_header
