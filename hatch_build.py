@@ -4,7 +4,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-# gradshard.deployment.application reads them back from there.
+# gradshard.deployment.application_sources reads them back from there.
 CARRIED = (
     "template.yaml",
     "samconfig.toml",

@@ -24,7 +24,7 @@ from gradshard_core.formats.masked_updates import (
     Share,
     masked_layout,
 )
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.masking_options import parse_masking
 from gradshard_core.planning.plan import Plan
@@ -170,7 +170,7 @@ def _masked_round(server: Engine, case: Case) -> Planned:
 
 def _plan(store: ClientStore, keys: RoundKeys) -> tuple[Plan, int]:
     """Plan a round for the smallest function in which it fits; a masked one asks its keeper."""
-    for memory_mb in range(MEMORY_MB, limits.MAX_MEMORY_MB, 64):
+    for memory_mb in range(MEMORY_MB, aws_limits.MAX_MEMORY_MB, 64):
         with contextlib.suppress(PlanError):
             config = LambdaConfig(memory_mb, "x86_64")
             for second in (1, 2):
@@ -204,7 +204,7 @@ def _upload(
     server: Engine, key: str, header: bytes, data: bytes, times: int, end: bytes = b""
 ) -> None:
     """Upload an object that repeats ``data`` so many times after a header, and then has an end."""
-    together = -(-limits.MIN_PART_BYTES // len(data))
+    together = -(-aws_limits.MIN_PART_BYTES // len(data))
     bodies = [data * min(together, times - done) for done in range(0, times, together)]
     bodies[0] = header + bodies[0]
     bodies[-1] += end

@@ -11,14 +11,15 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.planning import (
+    aws_limits,
     aws_prices,
-    limits,
     planner,
     request_counts,
     round_cost,
     speeds,
     transfers,
 )
+from gradshard_core.planning.aws_limits import MB_PER_VCPU
 from gradshard_core.planning.bandwidth import BURST
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.round_projection import Projection
@@ -170,7 +171,7 @@ The total with the cheapest memory and M within the budget; arm64, *burst*:
 
 
 def _defaults_section() -> str:
-    small, default = Setting(memory_mb=limits.MIN_MEMORY_MB), Setting()
+    small, default = Setting(memory_mb=aws_limits.MIN_MEMORY_MB), Setting()
     half = Setting(time_budget=30.0)
     slow = [replace(setting, bandwidth=PUBLISHED) for setting in (small, default)]
     dearest = [
@@ -182,7 +183,7 @@ def _defaults_section() -> str:
 
 For the models above:
 
-- At *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {limits.MIN_MEMORY_MB} MB change the total
+- At *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {small.memory_mb} MB change the total
   by about {_most(_dollars, small, default):.0f} %, and save up to
   {_most(_seconds, small, default):.0f} % of the time.
 - Rounds of half a minute instead of a minute cost up to
@@ -190,7 +191,7 @@ For the models above:
 - On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to
   {_most(_dollars, *slow):.0f} % more: for 5 GB ${dearest[1]:.2f} instead of ${dearest[0]:.2f}. If
   your first rounds take much longer than projected (`gradshard show`), deploy with
-  `AggregatorMemory={limits.MIN_MEMORY_MB}`.
+  `AggregatorMemory={aws_limits.MIN_MEMORY_MB}`.
 """
 
 
@@ -236,7 +237,7 @@ With the dollars of a round of {measurements.VGG16.name}:
 
 - **Step Functions**, {1000 * bill.step_functions:.2f}: {aws_prices.ROUND_TRANSITIONS} transitions
   of the round, {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
-  {limits.INLINE_ITERATIONS} tasks. Starting {claims.FAN_OUT_SHARDS[-1]} tasks of
+  {aws_limits.INLINE_ITERATIONS} tasks. Starting {claims.FAN_OUT_SHARDS[-1]} tasks of
   {vgg16.task_seconds:.0f} s costs ${deployed:.2f}; with a Standard execution for each, it would be
   ${plain:.2f} ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
 - **Functions around the tasks**, {1000 * (bill.round_ + bill.requests):.2f}: their seconds, their
@@ -279,7 +280,7 @@ def _assumptions_section() -> str:
 - Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
   57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
   MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771).
-- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; {limits.MB_PER_VCPU} MB have
+- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; {MB_PER_VCPU} MB have
   one processor. This and the bandwidth hold for every system.
 - Each function of a round starts cold once, which [Lambda bills]({INIT_BILLED}):
   {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and {speeds.TASK_INIT_CPU_SECONDS:g}
@@ -334,7 +335,7 @@ def shards_plot() -> Plot:
     """Plot the time of a round by its number of shards."""
     model = measurements.VGG16
     shard_counts = [*range(1, 17), *range(18, 101, 2)]
-    ours = Setting(memory_mb=limits.MB_PER_VCPU)
+    ours = Setting(memory_mb=MB_PER_VCPU)
 
     def line(system: str, setting: Setting) -> list[tuple[float, float]]:
         return [

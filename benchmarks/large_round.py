@@ -33,7 +33,7 @@ from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.records.training_state import change_state
-from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.rounds import aws_json, aws_requests
 from gradshard_core.trainings.start_training import start_training
 
 ELEMENTS = 24
@@ -168,7 +168,7 @@ def _machine() -> Machine:
     os.environ.update(ENVIRONMENT)
     vars(aws_json)["call"] = Told().call
     for name in ("schedule_deadline", "cancel_deadline"):
-        vars(aws_callbacks)[name] = lambda *_: None
+        vars(aws_requests)[name] = lambda *_: None
     return Machine(_functions())
 
 

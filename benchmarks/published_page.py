@@ -11,7 +11,7 @@ from gradshard.papers import SYSTEMS, claims, measurements, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.planning import aws_prices, limits, speeds, transfers
+from gradshard_core.planning import aws_limits, aws_prices, speeds, transfers
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.units import MIB
@@ -168,7 +168,7 @@ def _systems_section() -> str:
         *("fees", "total"),
     )
     blocks.append(format_table(titles, rows))
-    most = limits.MAX_MEMORY_MB - published_systems.WHOLE_OVERHEAD_MB
+    most = aws_limits.MAX_MEMORY_MB - published_systems.WHOLE_OVERHEAD_MB
     blocks.append(
         "A missing system cannot run: in 10,240 MB, functions that hold whole updates take at most "
         f"{most // published_systems.WHOLE_COPIES} MB of update. Streaming removes that limit for "

@@ -12,7 +12,7 @@ from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, memory_projection, planner, speeds
+from gradshard_core.planning import aws_limits, memory_projection, planner, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.planning.round_projection import Projection
@@ -57,7 +57,7 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     )
     row: Json = {"gigabytes": gigabytes, "clients": clients, "topology": name}
     planned: list[Json] = []
-    for memory_mb in limits.MEMORIES_MB:
+    for memory_mb in aws_limits.MEMORIES_MB:
         aggregator = LambdaConfig(memory_mb, "arm64")
         try:
             projection, _ = planner.choose(load, aggregator)
@@ -93,22 +93,22 @@ def _over(
     item = {"round": "r" * 64, "attempt": 9, "task": task._asdict()}
     most_at_once = max(projection.shards * len(groups) for groups in load.levels)
     for name, value, most in (
-        ("parts", projection.shards, limits.MAX_PARTS),
-        ("smallest part", -part, -limits.MIN_PART_BYTES),
-        ("largest part", part, limits.MAX_PART_BYTES),
+        ("parts", projection.shards, aws_limits.MAX_PARTS),
+        ("smallest part", -part, -aws_limits.MIN_PART_BYTES),
+        ("largest part", part, aws_limits.MAX_PART_BYTES),
         (
             "payload",
             len(json.dumps({"tasks": [item] * aggregator.batch})),
-            limits.MAX_PAYLOAD_BYTES,
+            aws_limits.MAX_PAYLOAD_BYTES,
         ),
         ("Map items", -(-most_at_once // aggregator.batch), MAX_MAP_ITEMS),
         # A connection per input, one to upload, and the process's own few.
         ("descriptors", load.fan_in + 16, MAX_DESCRIPTORS),
-        ("task seconds", projection.task_seconds, min(MAX_SECONDS, limits.MAX_TASK_SECONDS)),
-        ("memory", projection.needed_mb, min(projection.memory_mb, limits.MEMORIES_MB[-1])),
+        ("task seconds", projection.task_seconds, min(MAX_SECONDS, aws_limits.MAX_TASK_SECONDS)),
+        ("memory", projection.needed_mb, min(projection.memory_mb, aws_limits.MEMORIES_MB[-1])),
         (
             "finalizing seconds",
-            projection.tasks * report_seconds * limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
+            projection.tasks * report_seconds * aws_limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
             speeds.FINALIZE_TIMEOUT_SECONDS,
         ),
     ):

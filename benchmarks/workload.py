@@ -18,7 +18,6 @@ from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.planning import memory_projection, planner
-from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
@@ -30,6 +29,7 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Task,
 )
+from gradshard_core.planning.weighing import weigh
 from gradshard_core.planning.workload import Workload
 
 RESNET_18: Final = 11_181_642

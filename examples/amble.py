@@ -15,8 +15,8 @@ import numpy as np
 
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
 from gradshard_core.stragglers.assignments import Assignment, Assignments, assign, find_target
+from gradshard_core.stragglers.client_report import Report
 from gradshard_core.stragglers.fednova import normalised_weights, plain_steps
-from gradshard_core.stragglers.training_report import Report
 from stragglers import clock, network, program, splits
 from stragglers.backends import Backend, InMemory, chosen
 from stragglers.curves import Curve, Floats, Panel

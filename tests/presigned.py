@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 
-from gradshard.client import presigned_requests
+from gradshard.client import ticket_http
 
 
 def rejection(
@@ -59,4 +59,4 @@ def rejection(
 def trust_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients take whatever listens on this machine for a local engine."""
     running = SimpleNamespace(running=True)
-    monkeypatch.setattr(presigned_requests, "engine", SimpleNamespace(status=lambda _: running))
+    monkeypatch.setattr(ticket_http, "engine_status", SimpleNamespace(status=lambda _: running))

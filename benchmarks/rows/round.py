@@ -15,7 +15,7 @@ from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.plan_parts import Task
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
@@ -88,8 +88,8 @@ def measure(shards: int, clients: int) -> dict[str, Any]:
     spec = {"clients": clients, "shards": shards}
     record = {"round": "scale", "spec": spec, "opened_at": "2026-01-01T00:00:00+00:00"}
     store.put_json(keys.spec, record)
-    aws_callbacks.publish = lambda *_: None
-    aws_callbacks.cancel_deadline = lambda *_: None
+    aws_requests.publish = lambda *_: None
+    aws_requests.cancel_deadline = lambda *_: None
 
     request = PlanRequest("2026-01-01T00:00:01", "complete", 0)
     planned = _timed(

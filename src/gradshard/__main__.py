@@ -9,7 +9,7 @@ import os
 import signal
 from types import FrameType
 
-from gradshard.utils.interrupts import INTERRUPTED
+from gradshard.utils.interrupt_message import INTERRUPTED
 
 GC_THRESHOLD = 100_000
 """New objects before a garbage collection. Loading boto3 creates many and no garbage: with Python's

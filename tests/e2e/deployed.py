@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import boto3
 
-from gradshard.client.operations import LogLine
 from gradshard.client.round import Round
+from gradshard.client.round_operations import LogLine
 from gradshard.client.upload_source import content_of
 from gradshard.client.uploads import upload
 

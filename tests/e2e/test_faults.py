@@ -17,7 +17,7 @@ from gradshard.deployment import local_engine
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import WaitTimeoutError
 from gradshard_core.formats.s3_notifications import parse_notifications
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_application import SECONDS, assert_average, contributors, update
@@ -163,7 +163,7 @@ def test_a_deadline_says_how_long_it_is_tried_and_where_it_goes_then(
 ) -> None:
     round_ = federation.open_round("scheduled", clients=["a"], timeout=600)
     target = schedule_of("scheduled")["Target"]
-    assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == aws_callbacks.TIMEOUT_SECONDS
+    assert target["RetryPolicy"]["MaximumEventAgeInSeconds"] == aws_requests.TIMEOUT_SECONDS
     queue = boto3.client("sqs").get_queue_attributes(
         QueueUrl=deployed.outputs["UndeliveredEventsUrl"], AttributeNames=["QueueArn"]
     )["Attributes"]

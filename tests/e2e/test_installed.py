@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradshard.deployment import application
+from gradshard.deployment import application_sources
 from tests import reference
 from tests.docs.pages import ROOT, RUN, blocks
 from tests.docs.session import Session, port_shim
@@ -130,9 +130,10 @@ def test_the_wheel_has_exactly_the_deployed_files_of_the_checkout(installed: Ins
     asked = installed.run(
         "python",
         "-c",
-        "from gradshard.deployment import application as a; print(a.checkout(), a.fingerprint())",
+        "from gradshard.deployment import application_sources as a\n"
+        "print(a.checkout(), a.fingerprint())",
     )
-    assert asked.stdout == f"None {application.fingerprint()}\n", asked
+    assert asked.stdout == f"None {application_sources.fingerprint()}\n", asked
 
 
 def test_getting_started_as_it_stands(installed: Installed, port: int, tmp_path: Path) -> None:

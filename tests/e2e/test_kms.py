@@ -16,7 +16,12 @@ import pytest
 
 from gradshard import Federation
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.deployment import application, engine_application, engine_start_stop, local_engine
+from gradshard.deployment import (
+    application_sources,
+    engine_application,
+    engine_start_stop,
+    local_engine,
+)
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
@@ -41,7 +46,12 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     build = engine_application.find_or_build(engine, local_engine.STACK, print)
     config = build.sources / "samconfig.toml"
     given = [*engine_application.template_parameters(config, engine), f"KmsKeyArn={key}"]
-    line = [application.find_sam(), "deploy", "--template-file", str(build.deployed_template)]
+    line = [
+        application_sources.find_sam(),
+        "deploy",
+        "--template-file",
+        str(build.deployed_template),
+    ]
     line += ["--config-file", str(config), "--config-env", "local", "--stack-name", STACK]
     done = subprocess.run(
         [*line, "--parameter-overrides", *given],

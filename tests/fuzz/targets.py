@@ -45,8 +45,8 @@ from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
 from gradshard_core.stragglers.assignments import assign, find_target
+from gradshard_core.stragglers.client_report import parse_report
 from gradshard_core.stragglers.layers import check_depth, coverage_of, layers_of
-from gradshard_core.stragglers.training_report import parse_report
 from tests import compressed
 
 MAX_REASON: Final = 2_000

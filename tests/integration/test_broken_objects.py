@@ -10,7 +10,7 @@ import boto3
 import pytest
 
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
-from gradshard_core.rounds import aws_callbacks, waiting_record
+from gradshard_core.rounds import aws_requests, waiting_record
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
@@ -138,7 +138,7 @@ def test_a_round_whose_tokens_are_lost_is_resumed_by_its_deadline(
         asked.append(token)
         return True
 
-    monkeypatch.setattr(aws_callbacks, "resume", resume)
+    monkeypatch.setattr(aws_requests, "resume", resume)
     keys = RoundKeys("lost-tokens")
     opening = {
         "round": keys.round_id,

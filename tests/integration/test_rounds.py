@@ -18,7 +18,7 @@ from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
 from gradshard_core.planning import planner
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.rounds import aws_callbacks, waiting_record
+from gradshard_core.rounds import aws_requests, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
@@ -471,7 +471,7 @@ def test_a_late_second_opening_keeps_the_rounds_token(
         asked.append(token)
         return token == "newest"
 
-    monkeypatch.setattr(aws_callbacks, "resume", resume)
+    monkeypatch.setattr(aws_requests, "resume", resume)
     assert waiting_record.resume(round_.store, round_.keys, "complete")
     assert asked[0] == "the most belated"
     assert asked[-1] == "newest"

@@ -25,7 +25,7 @@ from botocore.retries import standard
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.boto_transport import BotoTransport
 from gradshard_core.errors import ServiceError, StoreError
-from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.rounds import aws_json, aws_requests
 from gradshard_core.s3.http_requests import TRANSIENT_CODES, TRANSIENT_STATUSES
 from gradshard_core.s3.http_transport import HttpTransport
 from gradshard_core.s3.request_formats import OPERATIONS
@@ -515,8 +515,8 @@ class TestServices:
         with service_client("stepfunctions") as states:
             states.send_task_success(taskToken=TOKEN, output='{"reason": "complete"}')
             states.send_task_failure(taskToken=TOKEN, error="E", cause="ä")
-        assert aws_callbacks.resume(TOKEN, "complete")
-        aws_callbacks.give_up(TOKEN, "E", "ä")
+        assert aws_requests.resume(TOKEN, "complete")
+        aws_requests.give_up(TOKEN, "E", "ä")
         theirs, ours = recorder.sent[:2], recorder.sent[2:]
         assert [*map(essence, ours)] == [*map(essence, theirs)]
         for sent in ours:
@@ -526,7 +526,7 @@ class TestServices:
     def test_a_machine_that_waits_no_more_is_no_error(self, recorder: Recorder, code: str) -> None:
         body = json.dumps({"__type": f"com.amazonaws.states#{code}", "message": "gone"}).encode()
         recorder.answers = [Canned(400, {}, body)]
-        assert not aws_callbacks.resume(TOKEN, "complete")
+        assert not aws_requests.resume(TOKEN, "complete")
         assert len(recorder.sent) == 1
 
     def test_a_rejection_says_why(self, recorder: Recorder) -> None:
@@ -534,16 +534,16 @@ class TestServices:
         recorder.answers = [Canned(400, {}, json.dumps(denied).encode())]
         said = "SendTaskSuccess: states answered 400 AccessDeniedException: not authorized"
         with pytest.raises(ServiceError, match=said):
-            aws_callbacks.resume(TOKEN, "complete")
+            aws_requests.resume(TOKEN, "complete")
 
     def test_throttling_is_retried(self, recorder: Recorder) -> None:
         throttled = Canned(400, {}, b'{"__type":"ThrottlingException","message":"Rate exceeded"}')
         recorder.answers = [throttled, Canned(500, {}, b"oops")]
-        assert aws_callbacks.resume(TOKEN, "complete")
+        assert aws_requests.resume(TOKEN, "complete")
         assert len(recorder.sent) == 3
         recorder.answers = [throttled] * 6
         with pytest.raises(ServiceError, match=r"SendTaskSuccess: POST failed 6 times.*Throttling"):
-            aws_callbacks.resume(TOKEN, "complete")
+            aws_requests.resume(TOKEN, "complete")
 
     def test_a_deadline_is_scheduled_as_by_boto3(self, recorder: Recorder) -> None:
         conflict = Canned(409, {"x-amzn-ErrorType": "ConflictException:http://x/"}, b"{}")
@@ -554,7 +554,7 @@ class TestServices:
             scheduled(scheduler.create_schedule, "c")
             scheduled(scheduler.update_schedule, "u")
         for _ in range(3):
-            aws_callbacks.schedule_deadline("r-1", at, ["t"])
+            aws_requests.schedule_deadline("r-1", at, ["t"])
         create, update, *ours = recorder.sent
         expected = [create, create, update, create, update]
         assert [*map(without_token, ours)] == [*map(without_token, expected)]
@@ -567,10 +567,10 @@ class TestServices:
         recorder.answers = [Canned(), Canned(), gone, denied]
         with service_client("scheduler") as scheduler:
             scheduler.delete_schedule(Name="r-1", GroupName="group", ClientToken="t")
-        aws_callbacks.cancel_deadline("r-1")
-        aws_callbacks.cancel_deadline("r-1")
+        aws_requests.cancel_deadline("r-1")
+        aws_requests.cancel_deadline("r-1")
         with pytest.raises(ServiceError, match="DeleteSchedule: scheduler answered 403"):
-            aws_callbacks.cancel_deadline("r-1")
+            aws_requests.cancel_deadline("r-1")
         theirs, *ours = recorder.sent
         target = theirs.target.replace("&clientToken=t", "").replace("clientToken=t&", "")
         for sent in ours:
@@ -584,7 +584,7 @@ class TestServices:
         entry = {"Source": "gradshard", "DetailType": "RoundFailed", "Detail": json.dumps(detail)}
         with service_client("events") as events:
             events.put_events(Entries=[entry])
-        aws_callbacks.publish("RoundFailed", detail)
+        aws_requests.publish("RoundFailed", detail)
         theirs, ours = recorder.sent
         assert essence(ours) == essence(theirs)
         assert_signed(ours, "events")

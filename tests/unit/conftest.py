@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from pytest_socket import disable_socket
 
-from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.rounds import aws_json, aws_requests
 from tests.unit.in_memory import Machine, Told, load
 from tests.unit.observability.test_embedded_metrics import ENVIRONMENT
 
@@ -50,8 +50,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, told: Told) -> Machine:
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(aws_json, "call", told.call)
-    monkeypatch.setattr(aws_callbacks, "schedule_deadline", lambda *_: None)
-    monkeypatch.setattr(aws_callbacks, "cancel_deadline", lambda *_: None)
+    monkeypatch.setattr(aws_requests, "schedule_deadline", lambda *_: None)
+    monkeypatch.setattr(aws_requests, "cancel_deadline", lambda *_: None)
     modules: dict[str, ModuleType] = {}
 
     def function(name: str) -> ModuleType:

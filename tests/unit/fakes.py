@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import IO, Any
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client.stack import Execution, Stack
+from gradshard.client.executions import Execution
+from gradshard.client.stack import Stack
 from gradshard.utils.crc64 import crc64_text
 from gradshard_core.errors import (
     ChangedObjectError,

@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_spec import read_spec
 from tests import reference
@@ -110,7 +110,7 @@ class Machine:
 
 
 def weigh(what: str, value: Any) -> None:
-    assert size(value) <= limits.MAX_PAYLOAD_BYTES, what
+    assert size(value) <= aws_limits.MAX_PAYLOAD_BYTES, what
 
 
 def load(name: str) -> ModuleType:

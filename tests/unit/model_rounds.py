@@ -12,7 +12,7 @@ from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.model_registry import Version
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
@@ -28,11 +28,9 @@ class MemoryFederation:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rejected: list[str] = []
-        monkeypatch.setattr(
-            aws_callbacks, "give_up", lambda _token, *why: self.rejected.extend(why)
-        )
+        monkeypatch.setattr(aws_requests, "give_up", lambda _token, *why: self.rejected.extend(why))
         for name in ("resume", "schedule_deadline", "cancel_deadline", "publish"):
-            monkeypatch.setattr(aws_callbacks, name, lambda *_: True)
+            monkeypatch.setattr(aws_requests, name, lambda *_: True)
         self.store = MemoryStore()
         self.s3: Any = MemoryWire(self.store)
         self.model = Model(MemoryStack(self.store))

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.planning import limits
-from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.planning import aws_limits
+from gradshard_core.rounds import aws_json, aws_requests
 from gradshard_core.s3.store import ListedObject
 from tests.unit.in_memory import Machine
 
@@ -48,8 +48,8 @@ class Counting:
         for name in ("list_objects", "list_parts"):
             patched.setattr(store, name, self._paged(getattr(store, name)))
         for name in ("schedule_deadline", "cancel_deadline"):
-            told = self._counted(getattr(aws_callbacks, name), name)
-            patched.setattr(aws_callbacks, name, told)
+            told = self._counted(getattr(aws_requests, name), name)
+            patched.setattr(aws_requests, name, told)
         call = aws_json.call
 
         def counted_call(service: Any, operation: str, *body: Any, **options: Any) -> Any:
@@ -102,7 +102,7 @@ class Counting:
             self._add("list")
             found = call(*args, **options)
             if found is None or isinstance(found, list):
-                self._add("list", max(0, len(found or ()) - 1) // limits.LISTED_ENTRIES)
+                self._add("list", max(0, len(found or ()) - 1) // aws_limits.LISTED_ENTRIES)
                 return found
             return self._pages(found)
 
@@ -110,7 +110,7 @@ class Counting:
 
     def _pages(self, entries: Iterator[ListedObject]) -> Iterator[ListedObject]:
         for number, entry in enumerate(entries):
-            if number and number % limits.LISTED_ENTRIES == 0:
+            if number and number % aws_limits.LISTED_ENTRIES == 0:
                 self._add("list")
             yield entry
 

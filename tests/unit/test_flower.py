@@ -78,7 +78,7 @@ class TestWithFlower:
     def test_an_array_is_seen_where_it_is(self, array: Any) -> None:
         from flwr.app import Array
 
-        from gradshard.flower.records import view
+        from gradshard.flower.arrays import view
 
         seen = view(Array(array))
         np.testing.assert_array_equal(seen, array, strict=True)

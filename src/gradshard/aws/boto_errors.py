@@ -12,9 +12,11 @@ from botocore.exceptions import (
     EndpointConnectionError,
     EndpointResolutionError,
     NoCredentialsError,
+    NoRegionError,
 )
+from botocore.parsers import ResponseParserError
 
-from gradshard_core.errors import StoreError
+from gradshard_core.errors import ServiceError, StoreError
 from gradshard_core.s3.transport import ResponseError
 
 NO_CREDENTIALS: Final = "no AWS credentials found: configure them (aws configure), or use --local"
@@ -42,6 +44,33 @@ def translated(key: str, operation: str) -> Iterator[None]:
         if (reason := settings_error(error)) is None:
             raise
         raise StoreError(reason) from None
+
+
+@contextlib.contextmanager
+def as_service_errors() -> Iterator[None]:
+    """Turn what boto3 raises before AWS answers into :class:`ServiceError`."""
+    try:
+        yield
+    except NoCredentialsError:
+        raise ServiceError(NO_CREDENTIALS) from None
+    except NoRegionError:
+        raise ServiceError(
+            "no AWS region is configured: set AWS_DEFAULT_REGION, or use --local"
+        ) from None
+    except EndpointConnectionError as error:
+        raise ServiceError(unreachable(error)) from None
+    except ResponseParserError as error:
+        # Only of S3's answers botocore makes an error of its own kinds.
+        reason = str(error).partition(". ")[0]
+        raise ServiceError(
+            f"the answer is not one of AWS's ({reason}); is AWS_ENDPOINT_URL right?"
+        ) from None
+    except BotoCoreError as error:
+        raise ServiceError(str(error)) from error
+    except ValueError as error:
+        if (setting := settings_error(error)) is None:
+            raise
+        raise ServiceError(setting) from None
 
 
 def unreachable(error: EndpointConnectionError) -> str:

@@ -13,13 +13,16 @@ SECTIONS: Final = {
         Lazy("watch", "watch", "watch", "Follow a round until it ends."),
         Lazy("fetch", "rounds", "fetch", "Write the average of a completed round to a file."),
         Lazy("verify", "verify", "verify", "Check a sample of a round's result bit by bit."),
-        Lazy("list", "operate", "list_", "List the rounds of the last 90 days."),
+        Lazy("list", "round_operations", "list_", "List the rounds of the last 90 days."),
         Lazy(
-            "close", "operate", "close", "Stop waiting, and average the updates that have arrived."
+            "close",
+            "round_operations",
+            "close",
+            "Stop waiting, and average the updates that have arrived.",
         ),
-        Lazy("cancel", "operate", "cancel", "Stop a round, or all rounds, and clean up."),
-        Lazy("rm", "operate", "remove", "Delete the objects of a round that has ended."),
-        Lazy("logs", "operate", "logs", "Show what the functions logged about a round."),
+        Lazy("cancel", "round_operations", "cancel", "Stop a round, or all rounds, and clean up."),
+        Lazy("rm", "round_operations", "remove", "Delete the objects of a round that has ended."),
+        Lazy("logs", "round_operations", "logs", "Show what the functions logged about a round."),
         Lazy("report", "report", "report", "Write an HTML page about rounds."),
     ],
     "Trainings": [

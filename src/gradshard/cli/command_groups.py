@@ -1,23 +1,14 @@
-"""Groups of commands: modules loaded when a command runs, errors in one line, exit codes."""
+"""Groups of commands, whose modules are loaded when a command runs."""
 
 import difflib
 import importlib
-import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import click
 
-from gradshard.utils.interrupts import INTERRUPTED
-from gradshard.utils.text import escape_terminal
-from gradshard_core.errors import EngineError, GradshardError, RoundFailed, TrainingFailed
-
-DEBUG: Final = "gradshard.debug"
-"""The key in a context's ``meta`` by which an error shows its traceback."""
-
-USAGE: Final = 2
-ROUND_FAILED: Final = 3
-"""Exit codes; any other error ends with 1."""
+from gradshard.cli.errors import DEBUG, NO_ANSWER, Failure, exit_code_of, is_users, message_of
+from gradshard.utils.interrupt_message import INTERRUPTED
 
 
 class Commands(click.Group):
@@ -30,17 +21,13 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise
         except KeyboardInterrupt:
-            raise _Failure(INTERRUPTED) from None
+            raise Failure(INTERRUPTED) from None
         except EOFError:
-            raise _Failure(
-                "a question was asked, such as for the code of an MFA device, and standard input "
-                "has no answer: run the command in a terminal, or get a session first "
-                "(aws sts get-session-token, aws sso login)"
-            ) from None
+            raise Failure(NO_ANSWER) from None
         except Exception as error:
-            if ctx.meta.get(DEBUG) or not _is_users(error):
+            if ctx.meta.get(DEBUG) or not is_users(error):
                 raise
-            raise _Failure(_message(error), _exit_code(error)) from None
+            raise Failure(message_of(error), exit_code_of(error)) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -113,43 +100,3 @@ class LazyCommands(Commands):
         for title, members in self.sections.items():
             with formatter.section(title):
                 formatter.write_dl([(lazy.name.ljust(width), lazy.help) for lazy in members])
-
-
-class _Failure(click.ClickException):
-    def __init__(self, message: str, exit_code: int = 1) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
-
-    def show(self, file: Any = None) -> None:
-        click.echo(f"gradshard: {self.message}", err=True, file=file)
-
-
-def _is_users(error: Exception) -> bool:
-    """Return whether the user can solve an error, so that it is no defect of gradshard."""
-    if isinstance(error, GradshardError | OSError | click.UsageError):
-        return True
-    # Code that raised such an error has imported it. Importing it here would take most of the time
-    # of a short command.
-    botocore = sys.modules.get("botocore.exceptions")
-    return botocore is not None and isinstance(error, botocore.BotoCoreError | botocore.ClientError)
-
-
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, click.UsageError):
-        return USAGE
-    return ROUND_FAILED if isinstance(error, RoundFailed | TrainingFailed) else 1
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, click.UsageError):
-        path = error.ctx.command_path if error.ctx else "gradshard"
-        text = error.format_message().rstrip(".")
-        return escape_terminal(f"{text}{'' if text.endswith('?') else '.'} See `{path} --help`.")
-    if isinstance(error, EngineError):
-        # Ends with lines of a log.
-        return "\n".join(escape_terminal(line) for line in str(error).splitlines())
-    if isinstance(error, OSError) and error.strerror is not None:
-        return escape_terminal(
-            ": ".join(str(part) for part in (error.filename, error.strerror) if part)
-        )
-    return escape_terminal(str(error) or type(error).__name__)

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from gradshard.cli.command_groups import DEBUG
+from gradshard.cli.errors import DEBUG
 from gradshard.cli.option_types import DurationType, WholeNumberType, format_seconds
 from gradshard.cli.output import QUIET
 from gradshard.deployment.stack_names import STACK
@@ -16,7 +16,7 @@ from gradshard.deployment.stack_names import STACK
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_PORT: Final = 4566
-"""The port of :mod:`gradshard.deployment.engine`, repeated because that loads slowly."""
+"""The port of :mod:`gradshard.deployment.engine_status`, repeated because that loads slowly."""
 
 DEFAULT_TICKET_SECONDS: Final = 24 * 3600
 MAX_TICKET_SECONDS: Final = 7 * 24 * 3600

@@ -17,7 +17,7 @@ from gradshard.papers.topology_trials import Outcome, Trial
 from gradshard.utils.text import escape_terminal, format_size
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 
 DIGEST_CHARACTERS: Final = 8
 
@@ -48,7 +48,7 @@ DIGEST_CHARACTERS: Final = 8
 )
 @option(
     "--shards",
-    type=WholeNumberType(1, limits.MAX_PARTS),
+    type=WholeNumberType(1, aws_limits.MAX_PARTS),
     metavar="N",
     help="Number of byte ranges into which shards and grid cut the updates.",
     default_text="chosen by the planner",

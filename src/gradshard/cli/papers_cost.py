@@ -20,10 +20,10 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import PlanError, SpecError
-from gradshard_core.planning import aws_prices, limits
+from gradshard_core.planning import aws_limits, aws_prices
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.planning.round_cost import Prices
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
@@ -119,7 +119,7 @@ class Speed(click.ParamType):
 )
 @option(
     "--shards",
-    type=WholeNumberType(1, limits.MAX_PARTS),
+    type=WholeNumberType(1, aws_limits.MAX_PARTS),
     metavar="N",
     help="Number of byte ranges into which sharded systems cut the updates.",
     default_text="chosen by each system",
@@ -134,7 +134,7 @@ class Speed(click.ParamType):
 )
 @click.option(
     "--memory",
-    type=WholeNumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    type=WholeNumberType(aws_limits.MIN_MEMORY_MB, aws_limits.MAX_MEMORY_MB),
     default=DEFAULT_MEMORY_MB,
     show_default=True,
     metavar="MB",

@@ -22,10 +22,10 @@ from gradshard.deployment.stack_names import STACK
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import aws_prices, large_rounds, limits, memory_projection, planner
+from gradshard_core.planning import aws_limits, aws_prices, large_rounds, memory_projection, planner
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.masking_options import check_unused
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.planning.round_projection import Projection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
@@ -73,7 +73,7 @@ ROWS: Final = 5
 )
 @option(
     "--memory",
-    type=WholeNumberType(limits.MIN_MEMORY_MB, limits.MAX_MEMORY_MB),
+    type=WholeNumberType(aws_limits.MIN_MEMORY_MB, aws_limits.MAX_MEMORY_MB),
     metavar="MB",
     help="Memory of the function that runs a task, in MB.",
     default_text=f"that of the stack, else {DEFAULT_MEMORY_MB}",
@@ -152,7 +152,7 @@ def plan(
     frontier = planner.frontier(
         load,
         aggregator,
-        memories=sorted({*limits.MEMORIES_MB, aggregator.memory_mb}),
+        memories=sorted({*aws_limits.MEMORIES_MB, aggregator.memory_mb}),
         shards=spec.shards,
     )
     keeper = _keeper_of(spec, size, ring_bits, aggregator)

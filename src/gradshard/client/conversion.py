@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradshard.client.compression import Compression
-from gradshard.client.recompression import is_encodable, recompress
+from gradshard.client.file_compression import is_encodable, recompress
 from gradshard.client.tensors import as_stored, check_name
 from gradshard.client.upload_source import ZIP_MAGIC, check_readable, check_samples
 from gradshard.client.uploads import Progress

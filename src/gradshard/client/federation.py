@@ -7,9 +7,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from gradshard.client import operations
+from gradshard.client import round_operations
 from gradshard.client.stack import Stack
-from gradshard.deployment import engine
+from gradshard.deployment import engine_status
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingStateError
 from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradshard.client.round import Round
     from gradshard.client.round_options import RoundOptions
     from gradshard.client.training import Training
-    from gradshard.client.trainings import ListedTraining, TrainingOptions
+    from gradshard.client.training_start import ListedTraining, TrainingOptions
 
 
 class Federation:
@@ -58,7 +58,7 @@ class Federation:
         region: str | None = None,
         profile: str | None = None,
         local: bool = False,
-        port: int = engine.DEFAULT_PORT,
+        port: int = engine_status.DEFAULT_PORT,
     ) -> None:
         self.stack = Stack(
             stack,
@@ -132,7 +132,7 @@ class Federation:
 
         return Model(self.stack, name)
 
-    def rounds(self, state: str | None = None) -> Iterator[operations.ListedRound]:
+    def rounds(self, state: str | None = None) -> Iterator[round_operations.ListedRound]:
         """Yield the rounds that run or have run in the last 90 days, the newest first.
 
         Parameters
@@ -146,7 +146,7 @@ class Federation:
         SpecError
             There is no such state.
         """
-        return operations.list_rounds(self.stack, state)
+        return round_operations.list_rounds(self.stack, state)
 
     def cancel_all(self, reason: str) -> Iterator["Round"]:
         """Cancel every round that has not ended, and yield each cancelled round.
@@ -156,9 +156,9 @@ class Federation:
         SpecError
             There is no reason.
         """
-        operations.check_reason(reason)
+        round_operations.check_reason(reason)
         seen: set[str] = set()
-        while running := operations.running(self.stack) - seen:
+        while running := round_operations.running(self.stack) - seen:
             for name in sorted(running):
                 round_ = self.round(name)
                 # It may have been completed since it was listed.
@@ -186,8 +186,8 @@ class Federation:
         clients
             The ids of the clients; None for everybody who joins.
         options
-            As in :class:`gradshard.client.trainings.TrainingOptions`; None is as good as leaving an
-            option out.
+            As in :class:`gradshard.client.training_start.TrainingOptions`; None is as good as
+            leaving an option out.
 
         Raises
         ------
@@ -198,7 +198,7 @@ class Federation:
         TrainingFailed
             It could not be started.
         """
-        from gradshard.client.trainings import start_training
+        from gradshard.client.training_start import start_training
 
         return start_training(self.stack, name, rounds=rounds, clients=clients, **options)
 
@@ -221,7 +221,7 @@ class Federation:
         SpecError
             There is no such status.
         """
-        from gradshard.client.trainings import list_trainings
+        from gradshard.client.training_start import list_trainings
 
         return list_trainings(self.stack, status)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client import operations
+from gradshard.client import round_operations
 from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
@@ -47,7 +47,7 @@ from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.stored_lists import piece_reader, read_manifest
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
 from gradshard_core.stragglers.assignments import Assignment
 
 POLLS_PER_EXECUTION: Final = 5
@@ -378,7 +378,7 @@ class Round(RoundAccess):
             The round has ended, or neither opening nor planning it ends; or its clients were drawn
             in secret.
         """
-        return operations.close_round(self._stack, self.keys)
+        return round_operations.close_round(self._stack, self.keys)
 
     def cancel(self, reason: str) -> str:
         """Stop the round and clean up; it has then failed, with the reason as its cause.
@@ -397,7 +397,7 @@ class Round(RoundAccess):
         RoundStateError
             The round was completed, maybe just now, and stays so.
         """
-        return operations.cancel_round(self._stack, self.keys, reason)
+        return round_operations.cancel_round(self._stack, self.keys, reason)
 
     def remove(self) -> None:
         """Delete the objects of the round, all versions, for good; it must have ended.
@@ -409,9 +409,9 @@ class Round(RoundAccess):
         RoundStateError
             The round has not ended.
         """
-        operations.remove_round(self._stack, self.keys)
+        round_operations.remove_round(self._stack, self.keys)
 
-    def log(self) -> list[operations.LogLine]:
+    def log(self) -> list[round_operations.LogLine]:
         """Return what the functions logged about the round, the newest last.
 
         Raises
@@ -419,7 +419,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         """
-        return operations.round_log(self._stack, self.keys)
+        return round_operations.round_log(self._stack, self.keys)
 
     def verify(
         self, *, sample: float = 0.01, seed: str | None = None, progress: Progress | None = None

@@ -5,7 +5,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from gradshard_core.planning import measured_cost
+from gradshard_core.planning import measured_round_cost
 
 
 class Pace(NamedTuple):
@@ -63,7 +63,7 @@ def pace(
     read = bytes_read(status)
     if not tasks:
         return Pace(read, read / elapsed, None, None)
-    bill = measured_cost.measured(
+    bill = measured_round_cost.measured(
         [*tasks, *_average(tasks, status["tasks_done_by_level"])],
         clients=len(plan["contributors"]),
         memory_mb=plan["projected"]["memory_mb"],

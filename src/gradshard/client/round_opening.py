@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gradshard.client.stack import Execution, Stack
+from gradshard.client.executions import Execution
+from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_spec import MOST_BYTES, read_spec
 
@@ -34,7 +35,7 @@ def encode_spec(spec: RoundSpec) -> str:
     }
     raise SpecError(
         f"the round's terms are {len(payload)} bytes of JSON, over {MOST_BYTES}, which is what "
-        f"Step Functions' {limits.MAX_PAYLOAD_BYTES} leave for them; {largest} takes "
+        f"Step Functions' {aws_limits.MAX_PAYLOAD_BYTES} leave for them; {largest} takes "
         f"{len(encoded[largest])}: {remedies.get(largest, 'shorten it')}"
     )
 
@@ -105,7 +106,7 @@ def _not_opened(name: str, execution: Execution, *, is_new: bool) -> GradshardEr
         )
     kept = (
         f"choose another name: it ran {execution.dates}, its objects are not there any more, and "
-        f"Step Functions keeps a name for {limits.NAME_KEPT_DAYS} days after its execution has "
+        f"Step Functions keeps a name for {aws_limits.NAME_KEPT_DAYS} days after its execution has "
         "ended"
     )
     if execution.failed:

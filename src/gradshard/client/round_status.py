@@ -6,7 +6,8 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from gradshard.client.stack import Execution, Stack
+from gradshard.client.executions import Execution
+from gradshard.client.stack import Stack
 from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
 from gradshard_core.formats.keys import (
     UPDATE_SUFFIX,
@@ -22,7 +23,7 @@ from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
 if TYPE_CHECKING:
-    from gradshard_core.planning.staleness import InboxSpec
+    from gradshard_core.planning.inbox_spec import InboxSpec
 
 READERS: Final = 16
 
@@ -163,7 +164,7 @@ class StatusPoller:
     def _updates(self, spec: dict[str, Any], plan: dict[str, Any] | None) -> Iterable[ListedObject]:
         if spec.get("inbox") is not None:
             # These load numpy, which the status of other rounds does without.
-            from gradshard_core.planning.staleness import parse_inbox
+            from gradshard_core.planning.inbox_spec import parse_inbox
 
             return self._updates_in(parse_inbox(spec["inbox"]), plan)
         source = spec.get("updates_from")

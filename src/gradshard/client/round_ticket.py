@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from gradshard.client.presigned_requests import is_url, origin_of
 from gradshard.client.ticket_file import TicketFile
+from gradshard.client.ticket_http import is_url, origin_of
 from gradshard.client.ticket_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.planning.masking_options import Agreement
-from gradshard_core.records.ticket_urls import VERSION
+from gradshard_core.records.ticket_json import VERSION
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from gradshard.client.presigned_requests import origin_of
+from gradshard.client.ticket_http import origin_of
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard_core.errors import SpecError, TicketError, UpdateError
 from gradshard_core.units import MIB

@@ -22,7 +22,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.presigned_urls import add_url
 from gradshard_core.planning.masking_options import Agreement
 from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
-from gradshard_core.records.ticket_urls import build_ticket
+from gradshard_core.records.ticket_json import build_ticket
 from gradshard_core.units import MIB
 
 DEFAULT_SECONDS: Final = 24 * 3600
@@ -68,7 +68,7 @@ def issue_ticket(
     expires
         Seconds from now.
     max_bytes, min_bytes, layout, allow_nonfinite, codecs, model, agreement
-        As in ``ticket_urls.build_ticket``. An agreement needs the
+        As in ``ticket_json.build_ticket``. An agreement needs the
         layout.
     single_put_bytes
         The largest update that is sent in one PUT.

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.s3.multipart_requests import Part
 
-MAX_BYTES: Final = limits.MAX_PART_BYTES // 2
+MAX_BYTES: Final = aws_limits.MAX_PART_BYTES // 2
 """The most bytes of a part; the first part may have twice as many."""
 
-MAX_UPDATE_BYTES: Final = limits.LISTED_ENTRIES * MAX_BYTES
+MAX_UPDATE_BYTES: Final = aws_limits.LISTED_ENTRIES * MAX_BYTES
 """The largest update: as many parts as one listing shows."""
 
 NUMBER_PARAMETER: Final = "partNumber="

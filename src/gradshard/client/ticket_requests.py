@@ -7,7 +7,7 @@ from typing import Final, NoReturn, Protocol
 
 from urllib3.exceptions import HTTPError
 
-from gradshard.client.presigned_requests import MAX_RESPONSE_BYTES, HttpClient, Response
+from gradshard.client.ticket_http import MAX_RESPONSE_BYTES, HttpClient, Response
 from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.http_transport import CHECKSUM_MODE

@@ -6,8 +6,8 @@ have succeeded although its answer was lost.
 
 from typing import IO, Any, Final
 
-from gradshard.client.presigned_requests import Response
 from gradshard.client.round_ticket import Ticket
+from gradshard.client.ticket_http import Response
 from gradshard.client.ticket_parts import PartUrls, encode_completion, parse_part_list
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.upload_source import Content

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from gradshard.client import operations
+from gradshard.client import round_operations
 from gradshard.client.stack import Stack
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
 from gradshard.client.training_progress import ProgressReader
@@ -413,7 +413,7 @@ class Training:
                 return
             keys = RoundKeys(state.invitation.round_id)
             try:
-                operations.cancel_round(self._stack, keys, reason)
+                round_operations.cancel_round(self._stack, keys, reason)
             except RoundNotFoundError:
                 state = self.state()
             except RoundStateError:

@@ -15,11 +15,11 @@ from gradshard.client.participation import (
     Train,
     participate,
 )
-from gradshard.client.presigned_requests import Response
 from gradshard.client.rejection_watch import OnRejection
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.round_ticket import ticket_of
 from gradshard.client.ticket_file import NOT_A_TICKET
+from gradshard.client.ticket_http import Response
 from gradshard.client.ticket_requests import TicketRequests
 from gradshard.client.training_ticket import TrainingTicket
 from gradshard.utils.polling import poll

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client.presigned_requests import is_url, origin_of
 from gradshard.client.ticket_file import TicketFile
+from gradshard.client.ticket_http import is_url, origin_of
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import TrainingKeys, check_id

@@ -31,7 +31,7 @@ from gradshard_core.formats.headers import (
     parse_samples,
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header, shorten
-from gradshard_core.stragglers.training_report import report_metadata
+from gradshard_core.stragglers.client_report import report_metadata
 from gradshard_core.units import MIB
 
 ZIP_MAGIC: Final = b"PK\x03\x04"
@@ -369,7 +369,7 @@ def content_of(
         The update.
     training
         The client's report of its training
-        (:func:`gradshard_core.stragglers.training_report.report_metadata`).
+        (:func:`gradshard_core.stragglers.client_report.report_metadata`).
     metrics
         The client's metrics (:func:`gradshard_core.formats.client_metrics.encode_metrics`).
 

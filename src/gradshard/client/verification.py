@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from gradshard.client.range_recomputation import RangeRecomputer
 from gradshard.client.range_sampling import Detection, Sample
-from gradshard.client.recomputation import RangeRecomputer
 from gradshard.client.uploads import Progress
 from gradshard.client.verification_claim import Claim
 from gradshard.utils.parallel import run_parallel

@@ -40,7 +40,8 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.formats.masked_updates import Share, masked_layout
-from gradshard_core.planning.grouping import Grouping, group, layer_ranges, weights_of
+from gradshard_core.planning.grouping import Grouping, group, layer_ranges
+from gradshard_core.planning.inbox_spec import InboxSpec
 from gradshard_core.planning.masking_options import Masking
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Plan
@@ -53,14 +54,14 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
 )
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.staleness import InboxSpec
+from gradshard_core.planning.weighing import weights_of
 from gradshard_core.records import model_registry
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.client_report import parse_report
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import FEDAVG
-from gradshard_core.stragglers.training_report import parse_report
 
 THREADS: Final = 16
 """Headers read at once: enough to hide the requests' latency."""

@@ -13,9 +13,9 @@ from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client.presigned_requests import Response, is_url, origin_of
 from gradshard.client.round_provenance import StatedRound
 from gradshard.client.ticket_file import TicketFile
+from gradshard.client.ticket_http import Response, is_url, origin_of
 from gradshard.client.ticket_issuer import MAX_SECONDS, check_in_range
 from gradshard.client.ticket_requests import ResponseBody, TicketRequests
 from gradshard.client.uploads import Progress

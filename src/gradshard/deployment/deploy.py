@@ -14,10 +14,10 @@ from typing import Any, Final, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from gradshard.aws.boto_client import make_session
-from gradshard.deployment import application, user_config
+from gradshard.deployment import application_sources, user_config
 from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import DeployError
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 
 ANSWERS: Final = "deploy.toml"
 KEEPER_ANSWERS: Final = "deploy-keeper.toml"
@@ -110,9 +110,9 @@ def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
         A tool is missing, an option makes no sense, or `sam` failed, which has said why.
     """
     options = parse_options(arguments, KEEPER_ENVIRONMENT if keeper else "default")
-    sam = application.find_sam()
-    application.check_builder()
-    with application.folder() as sources:
+    sam = application_sources.find_sam()
+    application_sources.check_builder()
+    with application_sources.folder() as sources:
         config = _config_file(options, sources, KEEPER_ANSWERS if keeper else ANSWERS)
         if options.value("--stack-name") or not options.guided:
             _check_name(_deployed(config, options))
@@ -121,10 +121,10 @@ def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
         common = ["--config-file", str(config), "--config-env", options.environment]
         common += ["--parameter-overrides", *_as_arguments(parameters)]
         build = sources / ".aws-sam" / "build"
-        file = sources / (application.KEEPER if keeper else "template.yaml")
+        file = sources / (application_sources.KEEPER if keeper else "template.yaml")
         template = ["--template-file", str(file), "--base-dir", str(file.parent)]
         _run([sam, "build", *template, "--build-dir", str(build), *common])
-        application.compile_layers(build)
+        application_sources.compile_layers(build)
         built = ["--template-file", str(build / "template.yaml")]
         try:
             _run([sam, "deploy", *built, *common, *options.rest])
@@ -253,10 +253,10 @@ def _region(profile: str | None = None) -> str | None:
 
 def _check_name(deployed: Deployed) -> None:
     """Check that the names that contain the stack's name are not too long."""
-    if len(deployed.stack) > limits.MAX_STACK_NAME:
+    if len(deployed.stack) > aws_limits.MAX_STACK_NAME:
         raise DeployError(
             f"stack name {deployed.stack!r} has {len(deployed.stack)} characters: names of its "
-            f"resources begin with it, and leave {limits.MAX_STACK_NAME}; give a shorter "
+            f"resources begin with it, and leave {aws_limits.MAX_STACK_NAME}; give a shorter "
             "--stack-name"
         )
 
@@ -274,7 +274,7 @@ def _check_answers(built: Mapping[str, str], answered: Mapping[str, str]) -> Non
 
 def _run(command: list[str]) -> None:
     """Run `sam` in the user's folder and on the user's terminal."""
-    environment = {**os.environ, "PATH": application.search_path()}
+    environment = {**os.environ, "PATH": application_sources.search_path()}
     done = subprocess.run(command, env=environment, check=False)  # noqa: S603 - no shell
     if done.returncode != 0:
         raise DeployError(

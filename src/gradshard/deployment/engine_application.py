@@ -11,15 +11,15 @@ from typing import Any, Final
 from botocore.config import Config
 
 from gradshard.aws.boto_client import connect
-from gradshard.deployment import application
-from gradshard.deployment.engine import (
+from gradshard.deployment import application_sources
+from gradshard.deployment.engine_build import Build, find_or_make_build
+from gradshard.deployment.engine_start_stop import child_environment, tail_of
+from gradshard.deployment.engine_status import (
     Engine,
     has_application,
     session,
     url_of,
 )
-from gradshard.deployment.engine_build import Build, find_or_make_build
-from gradshard.deployment.engine_start_stop import child_environment, tail_of
 from gradshard.deployment.stack_names import KEEPER_STACK, STACK
 from gradshard_core.errors import EngineError
 
@@ -28,7 +28,7 @@ Progress = Callable[[str], None]
 # The template in the application's folder, and what it makes.
 _STACKS: Final = {
     STACK: (Path("template.yaml"), "the application"),
-    KEEPER_STACK: (application.KEEPER, "the mask keeper"),
+    KEEPER_STACK: (application_sources.KEEPER, "the mask keeper"),
 }
 _UPDATE_SECONDS: Final = 120
 
@@ -44,7 +44,7 @@ def deploy_if_changed(engine: Engine, progress: Progress, *, keeper: bool = Fals
     EngineError
         `sam` failed.
     """
-    fingerprint = application.fingerprint()
+    fingerprint = application_sources.fingerprint()
     deployed = engine.state / "deployed"
     known = [fingerprint, f"{fingerprint} {KEEPER_STACK}"]
     is_same = deployed.exists() and deployed.read_text() in known[keeper:]
@@ -149,7 +149,7 @@ def _run_sam(
 ) -> None:
     """Run one `sam` command with the application's `local` environment against the engine."""
     config = sources / "samconfig.toml"
-    line = [application.find_sam(), command]
+    line = [application_sources.find_sam(), command]
     line += ["--config-file", str(config), "--config-env", "local", *arguments]
     line += ["--parameter-overrides", *template_parameters(config, engine)]
     line += [f"{name}={value}" for name, value in parameters.items()]

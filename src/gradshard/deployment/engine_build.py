@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gradshard.deployment import application
-from gradshard.deployment.engine import cache_folder
+from gradshard.deployment import application_sources
+from gradshard.deployment.engine_status import cache_folder
 
 BuildCommand = Callable[[Path, list[str]], None]
 """Runs `sam build` in a folder with some arguments."""
@@ -82,7 +82,7 @@ def find_or_make_build(template: Path, build: BuildCommand) -> Build:
     builds = cache_folder() / "builds"
     builds.mkdir(parents=True, exist_ok=True)
     builds.chmod(0o700)  # nobody else may add one: engines run what is in it
-    key = f"{application.fingerprint()} {platform.machine()} {template}"
+    key = f"{application_sources.fingerprint()} {platform.machine()} {template}"
     top = builds / hashlib.sha256(key.encode()).hexdigest()[:32]
     with _exclusive(builds):
         if not _is_whole(top):
@@ -119,11 +119,11 @@ def _in_folder(top: Path) -> Build:
 
 
 def _make(new: Build, template: Path, build: BuildCommand) -> None:
-    application.copy_to(new.sources)
+    application_sources.copy_to(new.sources)
     source = new.sources / template
     arguments = ["--template-file", str(source), "--base-dir", str(source.parent)]
     build(new.sources, [*arguments, "--build-dir", str(new.folder)])
-    application.compile_layers(new.folder)
+    application_sources.compile_layers(new.folder)
     text = new.template.read_text()
     for layer in new.folder.glob("*Layer"):
         _zip(layer)

@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m gradshard.deployment.engine_process", description=__doc__
     )
-    parser.add_argument("--port", type=int, default=4566, help="port to listen on (default 4566)")
+    parser.add_argument("--port", type=int, required=True, help="port to listen on")
     parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")
     parser.add_argument("--credentials", type=Path, required=True, metavar="FILE")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep objects and state there")

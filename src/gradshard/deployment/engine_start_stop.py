@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from gradshard.deployment import application
-from gradshard.deployment.engine import (
-    DEFAULT_PORT,
+from gradshard.deployment import application_sources
+from gradshard.deployment.engine_status import (
     EPHEMERAL,
     REGION,
     Engine,
@@ -36,32 +35,6 @@ _START_PAUSE_SECONDS: Final = 0.1
 _STOP_SECONDS: Final = 60.0
 _STOP_PAUSE_SECONDS: Final = 0.05
 _TAIL_LINES: Final = 15
-
-
-def down(port: int = DEFAULT_PORT, *, delete: bool = False) -> bool:
-    """Stop an engine with its functions and remove its files, except what it keeps.
-
-    Parameters
-    ----------
-    port
-        The engine's port.
-    delete
-        Remove the rounds and models that it keeps, too.
-
-    Returns
-    -------
-    bool
-        Whether there was one running.
-    """
-    engine = status(port)
-    if engine.pid is not None:
-        # It takes seconds to write its state when it ends, which nobody would read.
-        forget = delete or engine.ephemeral
-        _stop(engine.pid, (signal.SIGKILL,) if forget else (signal.SIGTERM, signal.SIGKILL))
-    shutil.rmtree(engine.folder, ignore_errors=True)
-    if delete:
-        shutil.rmtree(engine.kept, ignore_errors=True)
-    return engine.running
 
 
 @contextlib.contextmanager
@@ -142,7 +115,7 @@ def start(engine: Engine, bind: str | None, *, ephemeral: bool, owner: int | Non
         with add_path_to_errors(engine.folder):
             (engine.folder / "pid").write_text(str(pid))
     except OSError:
-        _stop(pid, (signal.SIGKILL,))
+        _end_group(pid, (signal.SIGKILL,))
         raise
     for _ in poll(_START_SECONDS, pause=_START_PAUSE_SECONDS):
         if is_ready(engine):
@@ -152,8 +125,25 @@ def start(engine: Engine, bind: str | None, *, ephemeral: bool, owner: int | Non
         if ended:
             break
     log_end = tail_of(engine.log)
-    down(engine.port)
+    stop(status(engine.port))
     raise EngineError(f"the engine did not start:\n{log_end}")
+
+
+def stop(engine: Engine, *, forget: bool = False) -> None:
+    """Stop an engine with its functions and remove its files, except what it keeps.
+
+    Parameters
+    ----------
+    engine
+        The engine, running or not.
+    forget
+        Whether what it keeps is of no use, so that it need not write its state.
+    """
+    if engine.pid is not None:
+        # It takes seconds to write its state when it ends, which nobody would read.
+        at_once = forget or engine.ephemeral
+        _end_group(engine.pid, (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL))
+    shutil.rmtree(engine.folder, ignore_errors=True)
 
 
 def _check_address(address: str, port: int, option: str) -> None:
@@ -176,7 +166,7 @@ def _check_address(address: str, port: int, option: str) -> None:
             ) from error
 
 
-def _stop(pid: int, signals: Sequence[signal.Signals]) -> None:
+def _end_group(pid: int, signals: Sequence[signal.Signals]) -> None:
     """Send an engine's group one signal after the other until all its processes have ended."""
     for number in signals:
         with contextlib.suppress(ProcessLookupError):
@@ -196,7 +186,7 @@ def child_environment(engine: Engine) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith("AWS_") and name != "PYTHONDONTWRITEBYTECODE"
     }
-    given = {"PATH": application.search_path(), "SAM_CLI_TELEMETRY": "0"}
+    given = {"PATH": application_sources.search_path(), "SAM_CLI_TELEMETRY": "0"}
     return own | engine.environment | given
 
 

@@ -6,10 +6,17 @@ An ephemeral one keeps them in memory.
 
 import importlib.util
 import platform
+import shutil
 import sys
 
-from gradshard.deployment import application
-from gradshard.deployment.engine import (
+from gradshard.deployment import application_sources
+from gradshard.deployment.engine_application import (
+    Progress,
+    deploy_if_changed,
+    write_container_settings,
+)
+from gradshard.deployment.engine_start_stop import exclusive, free_port, is_ready, start, stop
+from gradshard.deployment.engine_status import (
     DEFAULT_PORT,
     REGION,
     Engine,
@@ -20,12 +27,6 @@ from gradshard.deployment.engine import (
     session,
     status,
 )
-from gradshard.deployment.engine_application import (
-    Progress,
-    deploy_if_changed,
-    write_container_settings,
-)
-from gradshard.deployment.engine_start_stop import down, exclusive, free_port, is_ready, start
 from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import EngineError
 
@@ -113,6 +114,28 @@ def up(
     return status(engine.port)
 
 
+def down(port: int = DEFAULT_PORT, *, delete: bool = False) -> bool:
+    """Stop an engine with its functions and remove its files, except what it keeps.
+
+    Parameters
+    ----------
+    port
+        The engine's port.
+    delete
+        Remove the rounds and models that it keeps, too.
+
+    Returns
+    -------
+    bool
+        Whether there was one running.
+    """
+    engine = status(port)
+    stop(engine, forget=delete)
+    if delete:
+        shutil.rmtree(engine.kept, ignore_errors=True)
+    return engine.running
+
+
 def _check_machine() -> None:
     """Check that the functions can run here, before anything is started."""
     if sys.platform != "linux":
@@ -121,17 +144,17 @@ def _check_machine() -> None:
             f"{sys.platform}: use Linux, or the container of docs/getting-started.md"
         )
     version = platform.python_version()
-    if not version.startswith(f"{application.RUNTIME}."):
+    if not version.startswith(f"{application_sources.RUNTIME}."):
         raise EngineError(
             f"the local engine runs the functions with its own interpreter, Python {version}, and "
-            f"they need {application.RUNTIME}: install gradshard[local] under that"
+            f"they need {application_sources.RUNTIME}: install gradshard[local] under that"
         )
     if importlib.util.find_spec("ministack") is None:
         raise EngineError(
             "the local engine is not installed: `pip install 'gradshard[local]'` installs it"
         )
-    application.find_sam()
-    application.check_builder()
+    application_sources.find_sam()
+    application_sources.check_builder()
 
 
 def _ignore(line: str) -> None:

@@ -14,9 +14,9 @@ except ImportError:
         name="flwr",
     ) from None
 
+from gradshard.flower.arrays import RECORD
 from gradshard.flower.messages import by_number
 from gradshard.flower.mods import mask_of_node, s3_masked_mod, s3_mod
-from gradshard.flower.records import RECORD
 from gradshard.flower.strategy import UPLOADED_TIMEOUT, ClientNames, S3FedAvg
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any, Final
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
-from gradshard.flower.records import RECORD
+from gradshard.flower.arrays import RECORD
 from gradshard_core.errors import SpecError
 
 LOG: Final = logging.getLogger("flwr")

@@ -15,7 +15,7 @@ from gradshard.client.mask import Mask
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.client.round_ticket import Ticket
 from gradshard.client.tensors import pack
-from gradshard.flower.records import RECORD, read_arrays, view
+from gradshard.flower.arrays import RECORD, read_arrays, view
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.layout import Layout
 

@@ -20,14 +20,14 @@ from gradshard.client.federation import Federation
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_download_ticket, issue_ticket
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import upload
+from gradshard.flower.arrays import read_arrays, view
 from gradshard.flower.combination import combination_of
 from gradshard.flower.messages import LOG, by_number, counted, failure, named, with_order
-from gradshard.flower.records import read_arrays, view
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked_updates import roster_digest
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.masking_options import (
     LEAST_MASKED,
     Agreement,
@@ -37,14 +37,14 @@ from gradshard_core.planning.masking_options import (
 )
 from gradshard_core.planning.round_spec_parsing import default_quorum
 from gradshard_core.records import model_registry
-from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
 
 ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
 
 UPLOADED_TIMEOUT: Final = 60
 """Seconds a round waits for uploads that clients say they have made: S3 has them at once."""
 
-LAYOUT_BYTES: Final = limits.MAX_PAYLOAD_BYTES // 2
+LAYOUT_BYTES: Final = aws_limits.MAX_PAYLOAD_BYTES // 2
 """A layout longer than this in JSON is left out of a round's spec, which are bounded."""
 
 _READER: Final = "reader"

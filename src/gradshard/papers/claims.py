@@ -19,7 +19,7 @@ from gradshard.papers import SYSTEMS, gradshard_systems, measurements
 from gradshard.papers.estimate import PUBLISHED, Estimate, Setting
 from gradshard.papers.measurements import MODELS, Model
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import aws_prices, limits
+from gradshard_core.planning import aws_limits, aws_prices
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.planning.request_counts import Requests
@@ -233,7 +233,7 @@ class Variant:
 
 
 DEFAULT: Final = Variant(f"{DEFAULT_MEMORY_MB} MB, the default", Setting())
-SMALLEST: Final = Variant("128 MB", Setting(memory_mb=limits.MIN_MEMORY_MB))
+SMALLEST: Final = Variant("128 MB", Setting(memory_mb=aws_limits.MIN_MEMORY_MB))
 DOUBLE: Final = Variant("256 MB", Setting(memory_mb=256))
 VARIANTS: Final = (
     DEFAULT,
@@ -368,7 +368,7 @@ def fan_outs(seconds: float, shards: Sequence[int] = FAN_OUT_SHARDS) -> list[Fan
         return children * (aws_prices.DOLLARS_PER_EXPRESS_REQUEST + each)
 
     def forties(m: int) -> int:
-        return math.ceil(m / limits.INLINE_ITERATIONS)
+        return math.ceil(m / aws_limits.INLINE_ITERATIONS)
 
     ways: dict[str, Callable[[int], float]] = {
         "distributed Map, Standard children": lambda m: m * 2 * transition,

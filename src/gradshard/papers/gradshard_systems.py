@@ -5,7 +5,7 @@ from gradshard.papers.estimate import TITLES, Estimate, Setting
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, memory_projection, planner
+from gradshard_core.planning import aws_limits, memory_projection, planner
 from gradshard_core.planning.round_projection import Projection, project
 from gradshard_core.planning.workload import Workload
 
@@ -28,7 +28,7 @@ def shards(nbytes: int, setting: Setting) -> Estimate:
 def frontier(nbytes: int, setting: Setting) -> list[Estimate]:
     """Return the choices of memory and M that no other beats on both seconds and dollars."""
     load = _load(nbytes, topologies.AUTO, setting)
-    projections = planner.frontier(load, setting.aggregator(), memories=limits.MEMORIES_MB)
+    projections = planner.frontier(load, setting.aggregator(), memories=aws_limits.MEMORIES_MB)
     return [_estimate("shards", nbytes, projection) for projection in projections]
 
 

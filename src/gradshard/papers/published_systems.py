@@ -13,7 +13,7 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.papers.measurements import Measurement
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import limits, round_cost, speeds
+from gradshard_core.planning import aws_limits, round_cost, speeds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.request_counts import Requests
 from gradshard_core.planning.round_cost import US_EAST_1, Bill, Tasks
@@ -117,10 +117,10 @@ def _estimate(
 ) -> Estimate:
     """Price functions, each of which reads its inputs, then writes the result it holds."""
     memory = memory_mb(input_bytes)
-    if memory > limits.MAX_MEMORY_MB:
+    if memory > aws_limits.MAX_MEMORY_MB:
         raise PlanError(
             f"{TITLES[system]} holds inputs of {input_bytes / MIB:.0f} MB and needs "
-            f"{memory} MB a function, over Lambda's {limits.MAX_MEMORY_MB}"
+            f"{memory} MB a function, over Lambda's {aws_limits.MAX_MEMORY_MB}"
         )
 
     aggregator = setting.aggregator(memory)

@@ -21,7 +21,7 @@ from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.planning import measured_cost, round_cost
+from gradshard_core.planning import measured_round_cost, round_cost
 from gradshard_core.planning.round_cost import Bill
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.streams import RangeStream
@@ -225,7 +225,7 @@ def _outcome(stack: Stack, trial: Trial, name: str, manifest: dict[str, Any]) ->
         trial,
         digest=_digest(stack.store, source),
         transitions=stack.transitions(name),
-        bill=measured_cost.measured(
+        bill=measured_round_cost.measured(
             manifest["tasks"],
             clients=len(manifest["contributors"]),
             memory_mb=manifest["projected"]["memory_mb"],

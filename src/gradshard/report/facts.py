@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import AUTO
-from gradshard_core.planning import measured_cost
+from gradshard_core.planning import measured_round_cost
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.planning.round_spec_parsing import default_quorum
 from gradshard_core.stragglers.salf import FEDAVG
@@ -291,7 +291,7 @@ def _measured(
 ) -> dict[str, float] | None:
     if not tasks:
         return None
-    return measured_cost.measured(
+    return measured_round_cost.measured(
         tasks,
         measuring=measuring,
         clients=len(contributors),

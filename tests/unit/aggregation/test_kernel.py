@@ -24,7 +24,6 @@ from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import PREFIX_BYTES, encode_header
 from gradshard_core.planning import planner
-from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
     Computation,
@@ -35,6 +34,7 @@ from gradshard_core.planning.plan_parts import (
     Task,
 )
 from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.planning.weighing import weigh
 from gradshard_core.s3 import streams
 from gradshard_core.s3.streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter

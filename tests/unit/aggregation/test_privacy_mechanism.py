@@ -11,7 +11,7 @@ from gradshard_core.aggregation import noise
 from gradshard_core.aggregation.privacy_mechanism import FINENESS, PrivacyMechanism, parse_privacy
 from gradshard_core.aggregation.robust_by_weight import Decision
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 
 
 @pytest.mark.parametrize("multiplier", [0.01, 0.5, 1.1, 30.0])

@@ -16,7 +16,7 @@ import pytest
 
 from gradshard.client.model import Model
 from gradshard.client.training import Training
-from gradshard_core.observability import log_fields
+from gradshard_core.observability import embedded_metrics
 from tests import compressed, reference
 from tests.compressed import random_units
 from tests.notifications import uploaded
@@ -189,7 +189,7 @@ def of_dashboard() -> list[Metric]:
 
 
 def assert_emitted(metric: Metric, emitted: set[Metric]) -> None:
-    if metric.namespace == log_fields.NAMESPACE:
+    if metric.namespace == embedded_metrics.NAMESPACE:
         assert metric in emitted
         return
     assert metric.name in AWS_METRICS[metric.namespace]
@@ -200,12 +200,12 @@ def assert_emitted(metric: Metric, emitted: set[Metric]) -> None:
 
 def test_alarms_and_dashboard_use_emitted_metrics(good: list[Point], bad: list[Point]) -> None:
     emitted = {point.metric for point in (*good, *bad)}
-    assert {metric.namespace for metric in emitted} == {log_fields.NAMESPACE}
+    assert {metric.namespace for metric in emitted} == {embedded_metrics.NAMESPACE}
     for metric in (*map(of_alarm, ALARMS.values()), *of_dashboard()):
         assert_emitted(metric, emitted)
     # And nothing is emitted, and paid for, that nobody looks at.
     assert emitted <= set(of_dashboard())
-    assert {metric.name for metric in emitted} == set(log_fields.UNITS)
+    assert {metric.name for metric in emitted} == set(embedded_metrics.UNITS)
 
 
 def test_the_dashboard_has_every_alarm_and_only_resources_of_the_template() -> None:
@@ -261,7 +261,7 @@ BY_AWS = {
 
 
 def series(alarm: dict[str, Any], recorded: list[Point]) -> list[tuple[float, float]]:
-    if alarm["Namespace"] == log_fields.NAMESPACE:
+    if alarm["Namespace"] == embedded_metrics.NAMESPACE:
         metric = of_alarm(alarm)
         return [(point.seconds, point.value) for point in recorded if point.metric == metric]
     told = BY_AWS[alarm["MetricName"]]

@@ -20,10 +20,9 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 from gradshard.client.ticket_issuer import MAX_SECONDS
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning import speeds
-from gradshard_core.planning.limits import MAX_STACK_NAME
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
-from gradshard_core.planning.round_spec import MAX_TIMEOUT
-from gradshard_core.rounds import aws_callbacks, rejections
+from gradshard_core.planning.aws_limits import MAX_STACK_NAME
+from gradshard_core.planning.own_limits import MAX_CLIENTS, MAX_TIMEOUT
+from gradshard_core.rounds import aws_requests, rejections
 from tests.localstack.deployed import function_variables
 
 ROOT = Path(__file__).parents[3]
@@ -855,7 +854,7 @@ def test_undelivered_events_are_kept_longer_than_a_round() -> None:
 def test_the_machine_gives_a_round_up_after_the_longest_deadline() -> None:
     definition = json.loads((ROOT / "statemachine" / "round.asl.json").read_text())
     waiting = definition["States"]["OpenRound"]
-    assert waiting["TimeoutSeconds"] > MAX_TIMEOUT + aws_callbacks.TIMEOUT_SECONDS
+    assert waiting["TimeoutSeconds"] > MAX_TIMEOUT + aws_requests.TIMEOUT_SECONDS
     assert waiting["Catch"][0] == {"ErrorEquals": ["States.Timeout"], "Next": "RoundForgotten"}
 
 

@@ -1,14 +1,12 @@
-"""The top of the command line: it loads little, helps with mistakes, and tells errors apart."""
+"""The top of the command line: it loads little, and helps with mistakes."""
 
 import subprocess
 import sys
 
-import click
 import pytest
 
 from gradshard.cli import SECTIONS, main, papers
-from gradshard.cli.command_groups import Commands, Lazy
-from gradshard_core.errors import RoundFailed, SpecError
+from gradshard.cli.command_groups import Lazy
 
 LAZY = [
     lazy
@@ -36,25 +34,6 @@ def test_help_and_version_load_no_command(arguments: list[str]) -> None:
     )
     loaded = {name.partition(".")[0] for name in done.stderr.split()}
     assert not loaded & {"boto3", "botocore", "numpy", "rich"}
-
-
-@pytest.mark.parametrize(
-    ("error", "code"), [(SpecError("x"), 1), (click.UsageError("x"), 2), (RoundFailed("x"), 3)]
-)
-def test_exit_codes_tell_errors_apart(
-    error: Exception, code: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    @click.group(cls=Commands)
-    def group() -> None: ...
-
-    @group.command()
-    def fail() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as ended:
-        group(["fail"])
-    assert ended.value.code == code
-    assert capsys.readouterr().err.startswith("gradshard: x")
 
 
 def test_a_mistyped_command_is_answered_with_the_nearest(

@@ -14,9 +14,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gradshard.cli import main, options
+from gradshard.client.executions import Execution
 from gradshard.client.federation import Federation
 from gradshard.client.model import Model
-from gradshard.client.stack import Execution
 from gradshard.client.training import Training
 from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import TrainingExistsError, TrainingFailed, TrainingStateError

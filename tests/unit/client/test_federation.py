@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from gradshard.client import round_opening
+from gradshard.client.executions import Execution
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
-from gradshard.client.stack import Execution
 from gradshard.client.tensors import pack
 from gradshard.client.upload_source import TensorContent
 from gradshard.utils import polling
@@ -31,7 +31,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, encode_header
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.outputs import StoredHeader
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
@@ -160,7 +160,7 @@ class TestOpening:
         with pytest.raises(RoundExistsError):  # of the fixture: it was sent
             federation.open_round("r1", ids)
         [payload] = stack.started
-        assert len(payload) < limits.MAX_PAYLOAD_BYTES / 8
+        assert len(payload) < aws_limits.MAX_PAYLOAD_BYTES / 8
         get = piece_reader(federation.stack.store, RoundKeys("r1").expected)
         spec = parse_spec(json.loads(payload), get)
         assert not isinstance(spec.clients, int)
@@ -177,7 +177,7 @@ class TestOpening:
         with pytest.raises(RoundExistsError):  # of the fixture: it was sent
             federation.open_round("r1", ids)
         [payload] = stack.started
-        assert len(payload) <= limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+        assert len(payload) <= aws_limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
         assert json.loads(payload)["clients"] == ids
 
     def test_with_other_options_before_the_first_is_open(

@@ -1,6 +1,5 @@
 """What is said when AWS cannot be asked."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,7 +8,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError
 
 from gradshard.aws.boto_client import is_loopback, proxies_for
 from gradshard.aws.boto_errors import unreachable
-from gradshard.client.stack import Execution, Stack
+from gradshard.client.stack import Stack
 from gradshard.deployment import user_config
 from gradshard_core.errors import ServiceError
 
@@ -102,10 +101,3 @@ def test_this_machine_is_asked_through_no_proxy(
         monkeypatch.delenv(name, raising=False)
     assert is_loopback(url) is is_own
     assert (proxies_for(url) == {}) is is_own
-
-
-def test_the_reason_of_a_failed_execution_is_what_the_function_said() -> None:
-    cause = json.dumps({"errorType": "ModelNotFoundError", "errorMessage": "there is no model"})
-    assert Execution("FAILED", {}, "ModelNotFoundError", cause).reason == "there is no model"
-    assert Execution("FAILED", {}, "E", "by hand").reason == "by hand"
-    assert Execution("TIMED_OUT", {}, "", "").reason == "the execution ended as TIMED_OUT"

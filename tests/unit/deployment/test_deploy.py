@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 from gradshard.cli import main
 from gradshard.client.stack import Stack
-from gradshard.deployment import application, deploy, local_engine, user_config
+from gradshard.deployment import application_sources, deploy, local_engine, user_config
 from gradshard.deployment.deploy import parse_options
 from gradshard_core.errors import DeployError, EngineError
 
@@ -134,7 +134,7 @@ def test_a_named_file_that_is_not_there_is_an_error(sam: Path) -> None:
 
 def test_a_stack_is_tagged_unless_other_tags_are_given() -> None:
     """CloudFormation hands a stack's tags on to its resources; options win over the file."""
-    shipped = tomllib.loads(application.files()[Path("samconfig.toml")].read_text())
+    shipped = tomllib.loads(application_sources.files()[Path("samconfig.toml")].read_text())
     assert shipped["default"]["deploy"]["parameters"]["tags"] == "project=gradshard"
 
 
@@ -309,14 +309,14 @@ def test_missing_tools_are_named(tools: Path, present: dict[str, int], message: 
 
 
 def test_the_local_engine_needs_the_functions_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(application, "RUNTIME", "3.99")
+    monkeypatch.setattr(application_sources, "RUNTIME", "3.99")
     with pytest.raises(EngineError, match=r"Python 3\.\d+\.\d+, and they need 3\.99"):
         local_engine.up(0)
 
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package as a wheel installs it, from which `gradshard.deployment.application` reads."""
+    """A package as a wheel installs it, from which ``application_sources`` reads."""
     site = tmp_path / "site-packages"
     package, core = site / "gradshard", site / "gradshard_core"
     for file in (
@@ -327,15 +327,15 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(file.name)
-    monkeypatch.setattr(application, "_PACKAGE", package)
-    monkeypatch.setattr(application, "_CARRIED", package / "app")
-    monkeypatch.setattr(application, "_CORE", core)
+    monkeypatch.setattr(application_sources, "_PACKAGE", package)
+    monkeypatch.setattr(application_sources, "_CARRIED", package / "app")
+    monkeypatch.setattr(application_sources, "_CORE", core)
     return site
 
 
 def test_an_installed_application_is_put_together_and_removed_again(wheel: Path) -> None:
-    assert application.checkout() is None
-    with application.folder() as folder:
+    assert application_sources.checkout() is None
+    with application_sources.folder() as folder:
         found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found == {
         "template.yaml",
@@ -346,21 +346,21 @@ def test_an_installed_application_is_put_together_and_removed_again(wheel: Path)
 
 
 def test_the_fingerprint_is_of_all_that_is_deployed(wheel: Path) -> None:
-    before = application.fingerprint()
+    before = application_sources.fingerprint()
     (wheel / "gradshard" / "app" / "f.pyc").write_text("made by the interpreter")
-    assert application.fingerprint() == before
+    assert application_sources.fingerprint() == before
     (wheel / "gradshard_core" / "__init__.py").write_text("other code")
-    assert application.fingerprint() != before
+    assert application_sources.fingerprint() != before
 
 
 def test_a_package_without_the_application(wheel: Path) -> None:
     shutil.rmtree(wheel / "gradshard" / "app")
     with pytest.raises(DeployError, match=r"no application beside the package"):
-        application.files()
+        application_sources.files()
 
 
 def test_the_extra_local_includes_the_extra_deploy() -> None:
-    root = application.checkout()
+    root = application_sources.checkout()
     if root is None:
         pytest.skip("the wheel does not carry pyproject.toml")
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.deployment import application, engine_application
-from gradshard.deployment.engine import Engine
+from gradshard.deployment import application_sources, engine_application
+from gradshard.deployment.engine_status import Engine
 from gradshard_core.errors import EngineError
 
 ROOT = Path(__file__).parents[3]
@@ -20,7 +20,7 @@ def test_a_failed_deployment_names_the_way_to_begin_anew(
     sam = tmp_path / "sam"
     sam.write_text("#!/bin/sh\necho TemplateBody or TemplateURL is required\nexit 1\n")
     sam.chmod(0o700)
-    monkeypatch.setattr(application, "find_sam", lambda: str(sam))
+    monkeypatch.setattr(application_sources, "find_sam", lambda: str(sam))
     monkeypatch.setattr(engine_application, "child_environment", lambda _: {})
     with pytest.raises(EngineError, match="TemplateURL is required") as caught:
         engine_application._run_sam(engine, ROOT, "deploy")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.deployment import application
+from gradshard.deployment import application_sources
 from gradshard.deployment.engine_build import Build, find_or_make_build
 from gradshard_core.errors import EngineError
 
@@ -50,7 +50,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files = Files(tmp_path)
     files.write("first: 1\n")
-    monkeypatch.setattr(application, "files", files)
+    monkeypatch.setattr(application_sources, "files", files)
     return files
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.observability import log_fields
-from gradshard_core.planning import limits
+from gradshard_core.observability import embedded_metrics
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.plan_parts import Task
 from tests.notifications import uploaded
 
@@ -42,7 +42,7 @@ class Context:
     function_name = "the-function"
     function_version = "1"
     # The most there is: what is measured is the process of the tests, all that ran before them too.
-    memory_limit_in_mb = limits.MAX_MEMORY_MB
+    memory_limit_in_mb = aws_limits.MAX_MEMORY_MB
     invoked_function_arn = "arn:aws:lambda:us-east-1:000000000000:function:the-function"
     aws_request_id = "the-request"
 
@@ -248,13 +248,13 @@ def test_metrics_of_an_outcome(
 ) -> None:
     event = more if "deadline" in more else event_of(name)[0] | more
     measured = metrics_of(said.by(name, event, outcome))
-    limits = {"MemoryUsed", "TimeUsed"}
-    assert {key: value for key, value in measured.items() if key not in limits} == expected
+    aws_limits = {"MemoryUsed", "TimeUsed"}
+    assert {key: value for key, value in measured.items() if key not in aws_limits} == expected
 
 
 def test_every_metric_is_measured_somewhere() -> None:
     measured = {metric for *_, expected in MEASURED for metric in expected}
-    assert measured | {"MemoryUsed", "TimeUsed"} == set(log_fields.UNITS)
+    assert measured | {"MemoryUsed", "TimeUsed"} == set(embedded_metrics.UNITS)
 
 
 def test_a_client_rejected_while_it_was_read_has_a_line_of_its_own(said: Said) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import end_of_wait
 from gradshard_core.rounds.waiting_record import Seen

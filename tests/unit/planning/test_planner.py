@@ -16,8 +16,8 @@ from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.layout import Layout, Span
 from gradshard_core.planning import (
+    aws_limits,
     large_rounds,
-    limits,
     memory_projection,
     planner,
     speeds,
@@ -72,8 +72,8 @@ def test_parts_keep_s3s_limits(nbytes: int, shards: int) -> None:
     cuts = sharding.cut_shards(spans, nbytes, m)
     sizes = [shard.end - shard.start for shard in cuts]
     assert [shard.number for shard in cuts] == list(range(m))
-    assert m == 1 or min(sizes) >= limits.MIN_PART_BYTES
-    assert m < planner.min_shards(nbytes) or max(sizes) < limits.MAX_PART_BYTES
+    assert m == 1 or min(sizes) >= aws_limits.MIN_PART_BYTES
+    assert m < planner.min_shards(nbytes) or max(sizes) < aws_limits.MAX_PART_BYTES
 
 
 def test_a_partial_sum_is_as_wide_as_its_accumulators() -> None:
@@ -204,7 +204,7 @@ def test_rejects_a_task_that_takes_too_long() -> None:
 def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
     reading = large_rounds.MAX_TASKS * speeds.REQUEST_SECONDS / large_rounds.REPORT_READERS
     assert reading <= speeds.FINALIZE_TIMEOUT_SECONDS / 2
-    share = speeds.FINALIZE_MEMORY_MB / limits.MB_PER_VCPU
+    share = speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU
     working = large_rounds.MAX_TASKS * speeds.REPORT_CPU_SECONDS / share
     assert working <= speeds.FINALIZE_TIMEOUT_SECONDS / 2
 
@@ -216,7 +216,7 @@ def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
     fewer = int(str(caught.value).split()[-4])
     projection, _ = planner.choose(Workload(10**11, topologies.grid(fewer)), arm(192))
     assert 0.8 * large_rounds.MAX_TASKS < projection.tasks <= large_rounds.MAX_TASKS
-    assert planner.frontier(load, arm(192), memories=limits.MEMORIES_MB) == []
+    assert planner.frontier(load, arm(192), memories=aws_limits.MEMORIES_MB) == []
 
 
 def test_too_many_shards_and_too_many_groups_are_rejected_with_advice() -> None:
@@ -316,7 +316,7 @@ def test_any_task_fits_the_smallest_function(inputs: int, depth: int, contributo
     needed = memory_projection.project_memory(
         inputs, memory_projection.plan_bytes(contributors), depth
     )
-    assert needed < limits.MIN_MEMORY_MB
+    assert needed < aws_limits.MIN_MEMORY_MB
 
 
 def test_too_little_memory_is_rejected_with_both_numbers() -> None:
@@ -509,7 +509,7 @@ def test_pass_that_measures_is_counted() -> None:
 
 def test_measuring_takes_processor_time_in_proportion_to_the_elements() -> None:
     aggregator = LambdaConfig(192, "arm64")
-    processor = 192 / limits.MB_PER_VCPU
+    processor = 192 / aws_limits.MB_PER_VCPU
     begin = speeds.TASK_START_SECONDS + aggregator.bandwidth.latency_seconds
     for nbytes in (1000, GIB):
         load = Workload(nbytes, ((20,),), widening=1)

@@ -19,7 +19,7 @@ from gradshard_core.planning.request_counts import Requests
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.records.model_registry import Version
-from gradshard_core.rounds import aws_callbacks, end_of_wait
+from gradshard_core.rounds import aws_requests, end_of_wait
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
@@ -156,9 +156,9 @@ def _etag(body: bytes) -> str:
 @pytest.fixture
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """No state machine is there to be resumed, no schedule and no bus."""
-    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
-    monkeypatch.setattr(aws_callbacks, "schedule_deadline", lambda *_: None)
-    monkeypatch.setattr(aws_callbacks, "publish", lambda *_: None)
+    monkeypatch.setattr(aws_requests, "resume", lambda *_: True)
+    monkeypatch.setattr(aws_requests, "schedule_deadline", lambda *_: None)
+    monkeypatch.setattr(aws_requests, "publish", lambda *_: None)
 
 
 @pytest.mark.usefixtures("quiet")
@@ -189,7 +189,7 @@ def test_the_functions_make_the_requests_that_are_priced(
     clients = 7 if "f" in terms.get("rule", ()) else clients
     names = [f"c{client}" for client in range(clients)]
     published: list[str] = []
-    monkeypatch.setattr(aws_callbacks, "publish", lambda kind, _: published.append(kind))
+    monkeypatch.setattr(aws_requests, "publish", lambda kind, _: published.append(kind))
     s3 = CountedS3()
     store, keys = S3Store("b", s3), RoundKeys("r")
     layout = Layout.pack([("w", "F32", (3 * MIB,))])
@@ -220,7 +220,7 @@ def test_the_functions_make_the_requests_that_are_priced(
         plan = parse_plan(json.loads(s3.objects[keys.plan][0]))
     _do_tasks(s3, keys, plan)
     cancelled: list[str] = []
-    monkeypatch.setattr(aws_callbacks, "cancel_deadline", cancelled.append)
+    monkeypatch.setattr(aws_requests, "cancel_deadline", cancelled.append)
     assert finalize_round(store, "r")["status"] == "completed"
     # So nothing is called or written at the deadline.
     assert cancelled == ["r"]
@@ -260,7 +260,7 @@ def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:
 def test_looks_are_those_of_arrivals_at_one_warm_function(
     monkeypatch: pytest.MonkeyPatch, clients: int
 ) -> None:
-    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
+    monkeypatch.setattr(aws_requests, "resume", lambda *_: True)
     names = [f"c{client}" for client in range(clients)]
     for is_named in (True, False):
         s3, seen, spec = (

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.planning import aws_prices, limits, round_cost
-from gradshard_core.planning.measured_cost import measured
+from gradshard_core.planning import aws_limits, aws_prices, round_cost
+from gradshard_core.planning.measured_round_cost import measured
 from gradshard_core.planning.request_counts import Requests
 from gradshard_core.planning.round_cost import Bill, Tasks
 from gradshard_core.units import MIB
@@ -88,7 +88,7 @@ def test_the_documentation_of_quotas_has_the_machines_transitions() -> None:
     level = aws_prices.LEVEL_TRANSITIONS
     assert (
         f"| {aws_prices.ROUND_TRANSITIONS + level} for a round of one level, {level} more for each "
-        f"further level, and 1 for each {limits.INLINE_ITERATIONS} tasks"
+        f"further level, and 1 for each {aws_limits.INLINE_ITERATIONS} tasks"
     ) in page
 
 

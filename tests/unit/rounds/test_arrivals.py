@@ -9,7 +9,7 @@ import pytest
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.rounds import arrivals, aws_callbacks
+from gradshard_core.rounds import arrivals, aws_requests
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.collect_update import collect_update
@@ -71,7 +71,7 @@ def test_an_unfinished_update_counts_in_a_round_of_partial_updates() -> None:
 def test_a_deleted_update_is_not_rejected_for_an_earlier_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
+    monkeypatch.setattr(aws_requests, "resume", lambda *_: True)
     store = growing(b"junk")
     terms: dict[str, Any] = {"clients": ["a", "b"]}
     store.put_json(KEYS.spec, {"spec": terms})

@@ -62,7 +62,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
     monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
-    monkeypatch.setattr("gradshard_core.planning.limits.LISTED_ENTRIES", LISTED)
+    monkeypatch.setattr("gradshard_core.planning.aws_limits.LISTED_ENTRIES", LISTED)
 
 
 def client(number: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.rounds import aws_json, aws_requests
 from gradshard_core.rounds.finalize_round import BRANCHES
 from tests.unit.in_memory import load
 from tests.unit.model_rounds import MemoryFederation
@@ -66,8 +66,8 @@ def test_a_round_completes_though_its_deadline_cannot_be_deleted(
     def reject(_round_id: str) -> None:
         raise aws_json.RejectedError("AccessDeniedException", "DeleteSchedule: no permission")
 
-    monkeypatch.setattr(aws_callbacks, "cancel_deadline", reject)
-    monkeypatch.setattr(aws_callbacks, "publish", lambda name, _: published.append(name))
+    monkeypatch.setattr(aws_requests, "cancel_deadline", reject)
+    monkeypatch.setattr(aws_requests, "publish", lambda name, _: published.append(name))
     federation.model.put({"w": np.zeros(3, "f4")})
     federation.go([{"w": np.ones(3, "f4")}], [1], server_optimizer="fedavg")
     assert published == ["RoundCompleted"]

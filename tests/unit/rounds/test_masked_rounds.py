@@ -16,7 +16,7 @@ from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.errors import KeeperError, SpecError, UpdateError
 from gradshard_core.planning.masking_options import Agreement, MaskingTerms
 from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
 from tests import masked, reference
@@ -487,7 +487,7 @@ def test_the_answer_resumes_a_round_that_waits_for_it_and_no_other(
         resumed.append(reason)
         return True
 
-    monkeypatch.setattr(aws_callbacks, "resume", resume)
+    monkeypatch.setattr(aws_requests, "resume", resume)
     round_ = MaskedRound(machine, keeper)
     updates = updates_of(2)
     keeper.enrol([*updates])

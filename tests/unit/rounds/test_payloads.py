@@ -9,14 +9,14 @@ import json
 import numpy as np
 import pytest
 
-from gradshard_core.planning import large_rounds, limits
+from gradshard_core.planning import aws_limits, large_rounds
 from gradshard_core.records.stored_lists import read_manifest
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.collect_update import collect_update
 from tests import reference
 from tests.unit.in_memory import MAX_CAUSE, OPENED, Machine, Told, size
 
-MOST = limits.MAX_PAYLOAD_BYTES
+MOST = aws_limits.MAX_PAYLOAD_BYTES
 
 MOST_OF_TREE = 64**2
 """Clients of a tree of two levels."""
@@ -92,7 +92,7 @@ def test_a_cause_as_long_as_step_functions_has_it(
     room = MAX_CAUSE - len(as_lambda_says("StoreError", ""))
     cause = as_lambda_says("StoreError", character * (room // len(json.dumps(character)[1:-1])))
     answer = machine.step("abort_round", error="StoreError", cause=cause)
-    assert 1_000 < len(answer["cause"]) <= aws_callbacks.MAX_CAUSE
+    assert 1_000 < len(answer["cause"]) <= aws_requests.MAX_CAUSE
     assert len(told.events) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.records import model_registry
-from gradshard_core.rounds import aws_callbacks, plan_round, waiting_record
+from gradshard_core.rounds import aws_requests, plan_round, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.waiting_record import ROUNDS_SEEN, Seen
@@ -227,7 +227,7 @@ def test_a_client_reads_why_its_update_was_rejected_when_too_few_remain(machine:
 def test_no_round_completes_by_an_update_that_was_seen_and_deleted(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aws_callbacks, "resume", lambda *_: True)
+    monkeypatch.setattr(aws_requests, "resume", lambda *_: True)
     for clients in (3, 14):  # the last one looks for all, or lists them
         machine.begin(f"n{clients}")
         names = [f"c{number:02}" for number in range(clients)]

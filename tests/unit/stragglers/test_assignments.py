@@ -21,7 +21,7 @@ from gradshard_core.stragglers.assignments import (
     assign,
     find_target,
 )
-from gradshard_core.stragglers.training_report import Report, parse_report
+from gradshard_core.stragglers.client_report import Report, parse_report
 
 TERMS = AssignmentSettings(batch_size=16, epochs=2, learning_rate=0.05)
 SETTINGS = {"batch_size": "16", "epochs": "2", "steps": "14"}

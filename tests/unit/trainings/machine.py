@@ -26,7 +26,7 @@ from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.training_state import Invitation, TrainingState, read_state
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.rounds.finalize_round import finalize_round
@@ -176,8 +176,8 @@ class Machine:
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.patch.setattr(advancing, "utc_now", lambda: self.now)
         for name in ("resume", "schedule_deadline", "cancel_deadline", "publish"):
-            self.patch.setattr(aws_callbacks, name, lambda *_: True)
-        self.patch.setattr(aws_callbacks, "give_up", self._give_up)
+            self.patch.setattr(aws_requests, name, lambda *_: True)
+        self.patch.setattr(aws_requests, "give_up", self._give_up)
         self.stack = MemoryStack(self.store)
         self.keys = TrainingKeys(NAME)
         self.training = Training(self.stack, NAME)

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from gradshard.client import participation
-from gradshard.client.stack import Execution
+from gradshard.client.executions import Execution
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.records.stored_lists import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
@@ -513,7 +513,7 @@ def test_ids_of_thousands_of_members_fit_into_what_the_state_machine_carries(
     assert list(opened.clients) == [f"{number:064}" for number in range(4096)]
     again = advance_training(machine.store, NAME, run=1, step=0, aggregator=AGGREGATOR)
     assert again == answer
-    assert len(json.dumps(answer)) < limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+    assert len(json.dumps(answer)) < aws_limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
 
 
 def test_a_training_waits_for_as_many_as_it_samples_and_then_pauses(machine: Machine) -> None:

@@ -17,7 +17,7 @@ import pytest
 from gradshard.client.training_access import Member
 from gradshard_core.formats.keys import RoundKeys, parse_renewal_key
 from gradshard_core.formats.list_pieces import is_in_pieces
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_notice import Notice
 from gradshard_core.records.training_state import Invitation, change_state
@@ -202,4 +202,4 @@ def test_thousands_of_short_ids_go_through_the_state_machine(machine: Machine) -
         machine.store.put_bytes(machine.keys.member(f"c{number:05}"), b"")
     start_training(machine.store, "t", FIELDS, started=START)
     answer = advance_training(machine.store, "t", run=1, step=0, aggregator=AGGREGATOR)
-    assert len(json.dumps(answer)) < limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+    assert len(json.dumps(answer)) < aws_limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES

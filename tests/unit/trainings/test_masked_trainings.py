@@ -19,7 +19,7 @@ from gradshard_core.formats.layout import Layout
 from gradshard_core.masking import sealing
 from gradshard_core.planning.masking_options import Agreement
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
-from gradshard_core.records.ticket_urls import build_ticket, max_update_bytes, sent_layout
+from gradshard_core.records.ticket_json import build_ticket, max_update_bytes, sent_layout
 from gradshard_core.records.training_state import PAUSED, RUNNING, Invitation, TrainingState
 from gradshard_core.trainings.ended_round import record_ended_round
 from gradshard_core.trainings.round_outcome import Outcome

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.executions import Execution
 from gradshard.client.privacy_accounting import privacy_in_words
-from gradshard.client.stack import Execution
 from gradshard_core.aggregation.noise import NoiseSource
 from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.errors import PlanError

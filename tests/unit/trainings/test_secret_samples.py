@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.operations import close_round
 from gradshard.client.privacy_accounting import privacy_in_words
+from gradshard.client.round_operations import close_round
 from gradshard.client.round_status import StatusPoller
 from gradshard.report.facts import facts_of
 from gradshard.report.verdict import outcome

@@ -15,7 +15,7 @@ from gradshard_core.records.training_notice import Notice
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.sigv4 import Credentials, presign
-from gradshard_core.stragglers.training_report import Report
+from gradshard_core.stragglers.client_report import Report
 from gradshard_core.trainings.write_notices import SECONDS, write_notices
 from tests.presigned import rejection
 from tests.unit.fakes import MemoryStore

@@ -20,7 +20,7 @@ GROUPED: Final = 4096
 
 GAP_BYTES: Final = 4 * MIB
 """A task reads a gap of up to this size, because another request costs more. It takes 0.1 s
-(limits.REQUEST_SECONDS), in which a function reads 7 MiB, and its price is that of 128 MB of memory
+(speeds.REQUEST_SECONDS), in which a function reads 7 MiB, and its price is that of 128 MB of memory
 for 0.24 s."""
 
 MAX_FURTHER_REQUESTS: Final = 256

@@ -9,8 +9,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from gradshard_core import gc_pause
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats import garbage_collection
 from gradshard_core.formats.layout import (
     PREFIX_BYTES,
     Layout,
@@ -78,7 +78,7 @@ def header_length(prefix: bytes, object_bytes: int) -> int:
     return length
 
 
-@garbage_collection.paused()
+@gc_pause.paused()
 def parse_header(header: bytes, object_bytes: int) -> Header:
     """Read and check a whole safetensors header.
 

@@ -24,7 +24,7 @@ from gradshard_core.formats.dtypes import in_ring
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Span
 from gradshard_core.keeper.request import REQUESTS, Request
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 
@@ -116,7 +116,7 @@ class Stream(NamedTuple):
         if type(elements) is not int or elements < 1 or bits not in {32, 64}:
             raise ValueError("the encoding has no number of elements, or another ring")
         stream = cls(elements + 1, bits, _noise_terms(stated.get("dp"), elements))
-        if stream.nbytes > MOST_TASKS * limits.MAX_PART_BYTES:
+        if stream.nbytes > MOST_TASKS * aws_limits.MAX_PART_BYTES:
             raise ValueError(f"masks of {stream.nbytes} bytes are too long for {MOST_TASKS} parts")
         return stream
 
@@ -136,7 +136,7 @@ class Stream(NamedTuple):
 
     def tasks(self, clients: int) -> int:
         """Return the number of tasks, each of which uploads a part."""
-        fewest = -(-self.nbytes // limits.MAX_PART_BYTES)
+        fewest = -(-self.nbytes // aws_limits.MAX_PART_BYTES)
         wanted = -(-clients * self.nbytes // TASK_BYTES)
         most = min(MOST_TASKS, self.nbytes // (5 * MIB))
         return max(1, fewest, min(wanted, most))

@@ -1,7 +1,7 @@
 """One task of the keeper: add the key streams of some seeds over one byte range."""
 
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import Source, WeightedRange
@@ -13,11 +13,9 @@ from gradshard_core.keeper.check_request import context_of
 from gradshard_core.keeper.records import KeeperKeys, Stream, Work, read_private_key
 from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.masking.sealing import unseal
-from gradshard_core.s3.retries import Retries
+from gradshard_core.s3.retries import TASK_WRITE_ATTEMPTS, Retries
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
-
-WRITE_TRIES: Final = 3
 
 
 def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -> dict[str, Any]:
@@ -48,7 +46,7 @@ def sum_masks(store: S3Store, answers: TaskS3Client, round_id: str, task: int) -
     weighted_ranges = [
         WeightedRange(shard.start, shard.end, [ADDED] * (len(seeds) + bool(stream.noise_terms)))
     ]
-    retries = Retries(answers.meter, attempts=WRITE_TRIES)
+    retries = Retries(answers.meter, attempts=TASK_WRITE_ATTEMPTS)
     while True:
         sources: list[Source] = [KeyStream(seed, shard.start, shard.end) for seed in seeds]
         if stream.noise_terms:

@@ -11,11 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import wraps
-from typing import Any
+from typing import Any, Final
 
 from gradshard_core.observability.log_fields import (
-    NAMESPACE,
-    UNITS,
     Context,
     Event,
     Measures,
@@ -26,6 +24,29 @@ from gradshard_core.observability.log_fields import (
     to_line,
     usage,
 )
+
+NAMESPACE: Final = "gradshard"
+
+UNITS: Final = {
+    "UpdatesAccepted": "Count",
+    "UpdatesRejected": "Count",
+    "UpdatesLate": "Count",
+    "UpdatesIgnored": "Count",
+    "UpdatesCompressed": "Count",
+    "Replans": "Count",
+    "Tasks": "Count",
+    "TaskSeconds": "Seconds",
+    "BytesRead": "Bytes",
+    "BytesWritten": "Bytes",
+    "Retries": "Count",
+    "RoundsCompleted": "Count",
+    "RoundsFailed": "Count",
+    "TrainingsEnded": "Count",
+    "TrainingsPaused": "Count",
+    "MemoryUsed": "Percent",
+    "TimeUsed": "Percent",
+}
+"""The metrics, each with CloudWatch's unit; their one dimension is ``service``, the stack."""
 
 Handler = Callable[[Event, Context], Outcome]
 

@@ -1,4 +1,4 @@
-"""The keys of the functions' log lines, and their metrics.
+"""The keys of the functions' log lines, and how near an invocation came to its limits.
 
 :mod:`gradshard_core.observability.embedded_metrics` writes them.
 """
@@ -12,34 +12,12 @@ from gradshard_core.formats.keys import parse_renewal_key, parse_update_key
 from gradshard_core.formats.s3_notifications import is_notification, parse_notifications
 from gradshard_core.observability.memory import peak_memory_mb
 
-NAMESPACE: Final = "gradshard"
-
 MAX_TEXT: Final = 1_000
 """Characters of a text in a log line: clients choose the names of tensors, up to 16 MiB of them."""
 
 MAX_ENTRIES: Final = 20
 """Entries of a list in a log line: a round may have thousands of clients."""
 
-UNITS: Final = {
-    "UpdatesAccepted": "Count",
-    "UpdatesRejected": "Count",
-    "UpdatesLate": "Count",
-    "UpdatesIgnored": "Count",
-    "UpdatesCompressed": "Count",
-    "Replans": "Count",
-    "Tasks": "Count",
-    "TaskSeconds": "Seconds",
-    "BytesRead": "Bytes",
-    "BytesWritten": "Bytes",
-    "Retries": "Count",
-    "RoundsCompleted": "Count",
-    "RoundsFailed": "Count",
-    "TrainingsEnded": "Count",
-    "TrainingsPaused": "Count",
-    "MemoryUsed": "Percent",
-    "TimeUsed": "Percent",
-}
-"""The metrics, each with CloudWatch's unit; their one dimension is ``service``, the stack."""
 
 SUBJECTS: Final = ("training", "run", "step", "round", "attempt")
 """The fields of an event that say what it is about."""

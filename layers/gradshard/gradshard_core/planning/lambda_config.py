@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final
 
-from gradshard_core.planning import limits, speeds
+from gradshard_core.planning import aws_limits, speeds
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.round_cost import US_EAST_1, Prices
 
@@ -41,7 +41,7 @@ class LambdaConfig:
     @property
     def batch(self) -> int:
         """The number of tasks in one child execution of the state machine's map."""
-        return min(limits.INLINE_ITERATIONS, self.concurrency or limits.INLINE_ITERATIONS)
+        return min(aws_limits.INLINE_ITERATIONS, self.concurrency or aws_limits.INLINE_ITERATIONS)
 
     def waves(self, tasks: int) -> int:
         """Return in how many waves, one after another, so many tasks run.
@@ -61,7 +61,7 @@ class LambdaConfig:
         further_cpu_seconds
             CPU seconds beyond those of receiving and adding them.
         """
-        processor = min(1.0, self.memory_mb / limits.MB_PER_VCPU)
+        processor = min(1.0, self.memory_mb / aws_limits.MB_PER_VCPU)
         cpu_seconds = speeds.CPU_SECONDS_PER_GB * nbytes / 1e9 + further_cpu_seconds
         return (
             speeds.TASK_START_SECONDS

@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 from gradshard_core.formats.list_pieces import PIECE
-from gradshard_core.planning import limits, speeds
+from gradshard_core.planning import aws_limits, speeds
 
 READ_AT_ONCE: Final = 4096
 """Headers that ``plan_round`` reads itself; of more updates, tasks read them before."""
@@ -16,7 +16,7 @@ MAX_TASKS: Final = int(
     / 2
     / max(
         speeds.REQUEST_SECONDS / REPORT_READERS,
-        speeds.REPORT_CPU_SECONDS * limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
+        speeds.REPORT_CPU_SECONDS * aws_limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
     )
 )
 """Tasks whose reports ``finalize_round`` can read in half of its timeout. The other half is left
@@ -25,7 +25,7 @@ for S3, which may take minutes to complete an upload."""
 
 def is_recorded(clients: int) -> bool:
     """Return whether arrivals are marked, because one listing does not show all updates."""
-    return clients > limits.LISTED_ENTRIES
+    return clients > aws_limits.LISTED_ENTRIES
 
 
 def is_surveyed(clients: int) -> bool:
@@ -46,7 +46,7 @@ def control_seconds(clients: int, *, measures: bool = False, assigns: bool = Fal
     """
     if not is_surveyed(clients):
         return 0.0
-    pages = -(-clients // limits.LISTED_ENTRIES)
+    pages = -(-clients // aws_limits.LISTED_ENTRIES)
     # Two listings; pieces are written twice and read three times, the last time for the manifest.
     # A decision takes as many as a plan, and its contributors are written once more.
     requests = 2 * pages + (6 + 6 * measures) * pieces(clients)
@@ -56,15 +56,15 @@ def control_seconds(clients: int, *, measures: bool = False, assigns: bool = Fal
         + speeds.LISTED_CPU_SECONDS * 2 * clients
         + speeds.REQUEST_CPU_SECONDS * requests
     )
-    share = speeds.PLAN_MEMORY_MB / limits.MB_PER_VCPU
+    share = speeds.PLAN_MEMORY_MB / aws_limits.MB_PER_VCPU
     assigning = speeds.ASSIGN_CPU_SECONDS_PER_CLIENT * clients * assigns
-    finalizing = assigning / (speeds.FINALIZE_MEMORY_MB / limits.MB_PER_VCPU)
+    finalizing = assigning / (speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU)
     return cpu_seconds / share + finalizing + requests * speeds.REQUEST_SECONDS
 
 
 def survey_seconds(memory_mb: int) -> float:
     """Return how long a task takes that reads the headers of a piece."""
-    share = min(1.0, memory_mb / limits.MB_PER_VCPU)
+    share = min(1.0, memory_mb / aws_limits.MB_PER_VCPU)
     readers = 8
     return (
         speeds.TASK_START_SECONDS
@@ -88,7 +88,7 @@ class Quota(NamedTuple):
     per_second: float
 
 
-def arrival_quotas(clients: int, topic_messages: int = limits.TOPIC_MESSAGES) -> list[Quota]:
+def arrival_quotas(clients: int, topic_messages: int = aws_limits.TOPIC_MESSAGES) -> list[Quota]:
     """Return the quotas that bound how fast updates may arrive, the tightest first.
 
     S3 counts requests by prefix, and divides a busy prefix only after some time.
@@ -106,16 +106,16 @@ def arrival_quotas(clients: int, topic_messages: int = limits.TOPIC_MESSAGES) ->
     puts = 2 if is_recorded(clients) else 1
     quotas = [
         Quota(
-            f"S3's {limits.PREFIX_GETS:,} GET requests a second and prefix",
-            limits.PREFIX_GETS / gets,
+            f"S3's {aws_limits.PREFIX_GETS:,} GET requests a second and prefix",
+            aws_limits.PREFIX_GETS / gets,
         ),
         Quota(
-            f"S3's {limits.PREFIX_PUTS:,} PUT requests a second and prefix",
-            limits.PREFIX_PUTS / puts,
+            f"S3's {aws_limits.PREFIX_PUTS:,} PUT requests a second and prefix",
+            aws_limits.PREFIX_PUTS / puts,
         ),
         Quota(
-            f"Lambda's {limits.CONCURRENT_FUNCTIONS:,} functions at once",
-            limits.CONCURRENT_FUNCTIONS / speeds.COLLECT_SECONDS,
+            f"Lambda's {aws_limits.CONCURRENT_FUNCTIONS:,} functions at once",
+            aws_limits.CONCURRENT_FUNCTIONS / speeds.COLLECT_SECONDS,
         ),
         Quota(f"SNS's {topic_messages:,} messages a second", topic_messages),
     ]
@@ -140,19 +140,19 @@ def notes(clients: int, most_tasks: int) -> list[str]:
             f"{tightest.per_second:,.0f} a second: the limit is {tightest.name}; requests beyond "
             "it are tried again"
         )
-        smallest = arrival_quotas(clients, limits.LEAST_TOPIC_MESSAGES)[0]
+        smallest = arrival_quotas(clients, aws_limits.LEAST_TOPIC_MESSAGES)[0]
         if smallest.per_second < tightest.per_second:
             found.append(
                 f"In the smallest regions it is {clients / smallest.per_second:.0f} s: the limit "
                 f"is {smallest.name}; the console's Service Quotas shows that of your region"
             )
-    if most_tasks > limits.CONCURRENT_FUNCTIONS:
-        started = limits.TRANSITIONS * limits.INLINE_ITERATIONS
+    if most_tasks > aws_limits.CONCURRENT_FUNCTIONS:
+        started = aws_limits.TRANSITIONS * aws_limits.INLINE_ITERATIONS
         found.append(
-            f"{most_tasks:,} tasks are more than the {limits.CONCURRENT_FUNCTIONS:,} functions "
+            f"{most_tasks:,} tasks are more than the {aws_limits.CONCURRENT_FUNCTIONS:,} functions "
             "that Lambda's default quota runs at once: deploy with MapConcurrency="
-            f"{limits.CONCURRENT_FUNCTIONS} or less, or have the quota raised; then the limit is "
-            f"Step Functions' {limits.TRANSITIONS:,} state transitions a second, which start "
-            f"{started:,} tasks"
+            f"{aws_limits.CONCURRENT_FUNCTIONS} or less, or have the quota raised; then the limit "
+            f"is Step Functions' {aws_limits.TRANSITIONS:,} state transitions a second, which "
+            f"start {started:,} tasks"
         )
     return found

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -250,3 +251,13 @@ def check_names(fields: Any, options: Mapping[str, Option], what: str) -> None:
     unknown = sorted(fields.keys() - options.keys())
     if unknown:
         raise SpecError(f"unknown field {unknown[0]!r}; a spec has {', '.join(sorted(options))}")
+
+
+def is_finite(value: Any) -> bool:
+    """Return whether a value of JSON is a finite number that float64 holds."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False

@@ -15,18 +15,13 @@ from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
 from gradshard_core.planning.option_kinds import WholeNumber
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.stragglers.assignment_settings import (
     AssignmentSettings,
     parse_assignment_settings,
 )
 from gradshard_core.stragglers.salf import RULES, SALF, PartialRule
 from gradshard_core.stragglers.salf import parse_rule as parse_partial_rule
-
-MAX_CLIENTS: Final = 100_000
-
-MAX_NAMED: Final = 4096
-"""The most clients of a round that looks at each of them by name: an eager or a masked one, or one
-of partial updates."""
 
 SALF_EXAMPLE: Final = '{"name": "salf", "p": 0.2}'
 ROBUST_EXAMPLE: Final = '{"name": "trimmed_mean", "beta": 0.2}'

@@ -29,7 +29,7 @@ from gradshard_core.planning.plan_parts import (
     Rejection,
     Stage,
 )
-from gradshard_core.stragglers.training_report import Report
+from gradshard_core.stragglers.client_report import Report
 
 T = TypeVar("T")
 

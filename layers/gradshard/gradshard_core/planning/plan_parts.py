@@ -21,7 +21,7 @@ from gradshard_core.planning.outputs import (
     NO_HEADER,
     StoredHeader,
 )
-from gradshard_core.stragglers.training_report import Report
+from gradshard_core.stragglers.client_report import Report
 
 
 @dataclass(frozen=True, slots=True)

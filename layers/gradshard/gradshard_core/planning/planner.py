@@ -9,7 +9,7 @@ from typing import Final
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import MAX_HEADER_BYTES
-from gradshard_core.planning import large_rounds, limits
+from gradshard_core.planning import aws_limits, large_rounds
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.round_projection import Projection, project
 from gradshard_core.planning.workload import Workload
@@ -29,14 +29,16 @@ half of this budget costs up to 5 % more."""
 def min_shards(nbytes: int) -> int:
     """Return the smallest M whose parts, or partial sums, stay within S3's 5 GiB."""
     # The first part carries the header, too.
-    return max(1, -(-nbytes // (limits.MAX_PART_BYTES - MAX_HEADER_BYTES - MIB)))
+    return max(1, -(-nbytes // (aws_limits.MAX_PART_BYTES - MAX_HEADER_BYTES - MIB)))
 
 
 def max_shards(nbytes: int) -> int:
     """Return the largest M whose parts all reach S3's 5 MiB."""
     # A cut moves by less than an element, so a shard may come out that much smaller.
     largest_element = max(dtype.size for dtype in DTYPES.values())
-    return max(1, min(limits.MAX_PARTS, nbytes // (limits.MIN_PART_BYTES + largest_element)))
+    return max(
+        1, min(aws_limits.MAX_PARTS, nbytes // (aws_limits.MIN_PART_BYTES + largest_element))
+    )
 
 
 def choose(
@@ -118,7 +120,7 @@ def _bounds(load: Workload, shards: int | None) -> tuple[int, int, list[str]]:
             what += f", whose {wide} {largest},"
         raise PlanError(
             f"{what} takes at least {fewest} shards, since S3 takes at most "
-            f"{limits.MAX_PART_BYTES} bytes in a request; {change}"
+            f"{aws_limits.MAX_PART_BYTES} bytes in a request; {change}"
         )
     least, finalizable = min(shards or fewest, most), _finalizable(load)
     if least > finalizable:
@@ -131,7 +133,7 @@ def _bounds(load: Workload, shards: int | None) -> tuple[int, int, list[str]]:
         return shards, shards, []
     note = (
         f"M lowered from {shards} to {most}: cut into more, an update of {load.nbytes} bytes would "
-        f"have shards under the {limits.MIN_PART_BYTES} bytes that S3 wants of a part"
+        f"have shards under the {aws_limits.MIN_PART_BYTES} bytes that S3 wants of a part"
     )
     return most, most, [note]
 
@@ -170,7 +172,7 @@ def _too_slow(load: Workload, aggregator: LambdaConfig, projection: Projection) 
     larger = range(projection.shards + 1, most + 1)
     # The duration of a task never grows with M, so the first M that fits can be bisected.
     enough = bisect_left(larger, True, key=lambda m: _fits_in_time(project(load, m, aggregator)))
-    unbounded = replace(aggregator, memory_mb=limits.MB_PER_VCPU)
+    unbounded = replace(aggregator, memory_mb=aws_limits.MB_PER_VCPU)
     finalizable = _finalizable(load)
     if enough < len(larger) and larger[enough] <= finalizable:
         change = f"ask for at least {larger[enough]} shards"
@@ -187,7 +189,7 @@ def _too_slow(load: Workload, aggregator: LambdaConfig, projection: Projection) 
         change = "average fewer clients a round"
     return PlanError(
         f"a task would take {projection.task_seconds:.0f} s, over the "
-        f"{limits.MAX_TASK_SECONDS:.0f} s that a task may; {change}"
+        f"{aws_limits.MAX_TASK_SECONDS:.0f} s that a task may; {change}"
     )
 
 
@@ -215,8 +217,8 @@ def frontier(
 
 
 def _fits_in_time(projection: Projection) -> bool:
-    return projection.task_seconds <= limits.MAX_TASK_SECONDS
+    return projection.task_seconds <= aws_limits.MAX_TASK_SECONDS
 
 
 def _round_up(megabytes: float) -> int:
-    return max(limits.MIN_MEMORY_MB, math.ceil(megabytes / 64) * 64)
+    return max(aws_limits.MIN_MEMORY_MB, math.ceil(megabytes / 64) * 64)

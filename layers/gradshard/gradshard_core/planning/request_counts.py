@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gradshard_core.aggregation.robust_rules import RobustRule
-from gradshard_core.planning import large_rounds, limits
+from gradshard_core.planning import aws_limits, large_rounds
 
 HEADS_BEFORE_LIST: Final = 20
 """Expected clients, not seen before, that an arrival looks for before it lists all. If there are no
@@ -202,7 +202,7 @@ def _applying(models: int) -> Requests:
 
 def _pages(entries: int) -> int:
     """Return the requests of a listing."""
-    return max(1, -(-entries // limits.LISTED_ENTRIES))
+    return max(1, -(-entries // aws_limits.LISTED_ENTRIES))
 
 
 def _looks(clients: int, lists: Lists) -> tuple[float, float]:

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Final, NamedTuple
 
-from gradshard_core.planning import aws_prices, limits, speeds
+from gradshard_core.planning import aws_limits, aws_prices, speeds
 from gradshard_core.planning.request_counts import NO_LISTS, Lists, Requests, count_requests
 
 
@@ -132,7 +132,7 @@ def bill(
     architecture: str,
     aggregators: Requests,
     by_clients: Requests,
-    batch: int = limits.INLINE_ITERATIONS,
+    batch: int = aws_limits.INLINE_ITERATIONS,
     models: int = 0,
     updates: int | None = None,
     cold_tasks: float | None = None,
@@ -219,7 +219,7 @@ def _small_starts() -> float:
 
 
 def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
-    share = min(1.0, memory_mb / limits.MB_PER_VCPU)
+    share = min(1.0, memory_mb / aws_limits.MB_PER_VCPU)
     return memory_mb / 1024 * (speeds.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 

@@ -27,7 +27,8 @@ from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.formats.masked_updates import elements_of
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
+from gradshard_core.planning.inbox_spec import InboxSpec, parse_inbox
 from gradshard_core.planning.masking_options import (
     MASKING_EXAMPLE,
     MaskingTerms,
@@ -46,8 +47,6 @@ from gradshard_core.planning.option_kinds import (
     stated_options,
 )
 from gradshard_core.planning.option_parsers import (
-    MAX_CLIENTS,
-    MAX_NAMED,
     ROBUST_EXAMPLE,
     SALF_EXAMPLE,
     AssignmentSpec,
@@ -58,12 +57,10 @@ from gradshard_core.planning.option_parsers import (
     parse_layout,
     parse_rule,
 )
-from gradshard_core.planning.staleness import InboxSpec, parse_inbox
+from gradshard_core.planning.own_limits import MAX_CLIENTS, MAX_NAMED, MAX_TIMEOUT
 from gradshard_core.stragglers.layers import Naming, check_naming
 from gradshard_core.stragglers.salf import PartialRule
 
-MAX_TIMEOUT: Final = 7 * 24 * 3600
-"""Seconds."""
 DEFAULT_TIMEOUT: Final = 3600
 """Seconds."""
 
@@ -213,7 +210,7 @@ class RoundSpec:
         value=False,
     )
     shards: int | None = option(
-        WholeNumber(1, limits.MAX_PARTS),
+        WholeNumber(1, aws_limits.MAX_PARTS),
         "Number of byte ranges into which updates are cut. One task aggregates each range.",
         value=None,
         default="chosen by the planner",

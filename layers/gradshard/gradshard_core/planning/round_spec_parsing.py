@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
@@ -28,16 +28,9 @@ from gradshard_core.planning.option_parsers import (
     check_stored_clients,
     parse_clients,
 )
+from gradshard_core.planning.own_limits import MAX_COMPARED_LAYERS, MAX_LAYER_PRODUCTS
 from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.stragglers.layers import layers_of
-
-MAX_LAYER_PRODUCTS: Final = 2**18
-"""Products of all pairs in all layers, one of F64 counted four times. ``plan_round`` and
-``finalize_round`` hold them all: sums of them that attackers make long take 100 MB."""
-
-MAX_COMPARED_LAYERS: Final = 4096
-"""Layers on each of which a rule decides. ``plan_round`` has 300 s, and clients can make the
-geometric median of eight updates take 40 ms there."""
 
 
 def parse_spec(fields: Mapping[str, Any], get: Get | None = None) -> RoundSpec:

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.planning import (
+    aws_limits,
     large_rounds,
-    limits,
-    measured_cost,
+    measured_round_cost,
     planner,
     request_counts,
     round_cost,
@@ -91,7 +91,7 @@ def advance_seconds(clients: int) -> float:
     waiting = speeds.REQUEST_SECONDS * (headers / HEADERS_AT_ONCE + others)
     # That of a small round is in the least.
     of_small = speeds.REQUEST_SECONDS * (ADVANCE_GETS + ADVANCE_PUTS + NOTICES_PUTS + 1)
-    share = ADVANCE_MEMORY_MB / limits.MB_PER_VCPU
+    share = ADVANCE_MEMORY_MB / aws_limits.MB_PER_VCPU
     return max(ADVANCE_SECONDS, cpu_seconds / share + waiting - of_small)
 
 
@@ -102,7 +102,7 @@ def of_functions(clients: int, *, is_buffered: bool = False) -> request_counts.R
     """
     pieces = large_rounds.pieces(clients)
     is_surveyed = large_rounds.is_surveyed(clients)
-    members = -(-clients // limits.LISTED_ENTRIES)
+    members = -(-clients // aws_limits.LISTED_ENTRIES)
     return request_counts.Requests(
         gets=ADVANCE_GETS
         + LISTS_READ * pieces
@@ -168,7 +168,7 @@ def measured(
     more = overhead(clients, aggregator, is_buffered=is_buffered)
     if not manifest["tasks"]:
         return float(manifest["projected"]["dollars"]["total"]) + more
-    bill = measured_cost.measured(
+    bill = measured_round_cost.measured(
         manifest["tasks"],
         clients=clients,
         memory_mb=aggregator.memory_mb,

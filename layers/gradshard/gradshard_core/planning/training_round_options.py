@@ -9,10 +9,7 @@ from gradshard_core.planning.masking_options import (
     LEAST_MASKED,
     check_unused,
 )
-from gradshard_core.planning.option_parsers import (
-    MAX_CLIENTS,
-    MAX_NAMED,
-)
+from gradshard_core.planning.own_limits import MAX_CLIENTS, MAX_NAMED
 from gradshard_core.planning.round_spec import DEFAULTS as ROUND_DEFAULTS
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_new_spec

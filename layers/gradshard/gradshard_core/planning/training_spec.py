@@ -9,6 +9,7 @@ from gradshard_core.aggregation.noise_tree import MAX_LEAVES, Place
 from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample, parse_secret_sample
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import SpecError
+from gradshard_core.planning.inbox_spec import MAX_EXPONENT, InboxSpec, parse_exponent
 from gradshard_core.planning.option_kinds import (
     REQUIRED,
     Choice,
@@ -21,30 +22,24 @@ from gradshard_core.planning.option_kinds import (
     options_of,
     stated_options,
 )
-from gradshard_core.planning.option_parsers import (
+from gradshard_core.planning.option_parsers import parse_clients
+from gradshard_core.planning.own_limits import (
     MAX_CLIENTS,
     MAX_NAMED,
-    parse_clients,
+    MAX_ROUNDS,
+    MAX_STALENESS,
+    MAX_UPDATES_PER_VERSION,
 )
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import default_quorum, parse_new_spec
-from gradshard_core.planning.staleness import MAX_EXPONENT, InboxSpec, parse_exponent
+from gradshard_core.planning.setting_schedules import Schedule, parse_schedules
+from gradshard_core.planning.stop_rule import StopRule, parse_stop_rule
+from gradshard_core.planning.training_budget import Budget, parse_budget
 from gradshard_core.planning.training_round_options import (
     DECIDED,
     parse_round_options,
     terms_of_fewest,
 )
-from gradshard_core.planning.training_rules import (
-    Budget,
-    Schedule,
-    StopRule,
-    parse_budget,
-    parse_schedules,
-    parse_stop_rule,
-)
-
-MAX_ROUNDS: Final = 99_999
-"""The ids of rounds have five digits."""
 
 SYNCHRONOUS: Final = "synchronous"
 BUFFERED: Final = "buffered"
@@ -52,14 +47,6 @@ BUFFERED: Final = "buffered"
 DEFAULT_STALENESS: Final = 10
 DEFAULT_EXPONENT: Final = 0.5
 """Those of FedBuff's authors, for the exponent (https://arxiv.org/abs/2106.06639, section 5)."""
-
-MAX_UPDATES_PER_VERSION: Final = 1024
-MAX_STALENESS: Final = 1000
-
-MAX_COUNTED: Final = 4096
-"""Updates of the last versions that the state of a buffered training names, so that none counts
-twice, and clients that took part in a tree of noise. Each takes up to 90 bytes, and every client
-reads the state whenever it looks."""
 
 
 def parse_sample(sample: Any) -> float:

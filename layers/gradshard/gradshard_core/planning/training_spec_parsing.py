@@ -8,7 +8,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.secret_draw import SecretSample
 from gradshard_core.aggregation.server_optimizers import LINEAR
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.limits import PREFIX_GETS
+from gradshard_core.planning.aws_limits import PREFIX_GETS
 from gradshard_core.planning.masking_options import (
     NOT_IN_MASKED_TRAININGS,
     NOT_MASKED,
@@ -16,19 +16,10 @@ from gradshard_core.planning.masking_options import (
 from gradshard_core.planning.option_kinds import (
     check_names,
 )
+from gradshard_core.planning.own_limits import MAX_COUNTED, MAX_SPEC_BYTES
 from gradshard_core.planning.round_spec_parsing import parse_new_spec
 from gradshard_core.planning.training_round_options import roster_of
-from gradshard_core.planning.training_spec import (
-    BUFFERED,
-    DEFAULTS,
-    MAX_COUNTED,
-    OPTIONS,
-    TrainingSpec,
-)
-
-MAX_SPEC_BYTES: Final = 96 * 1024
-"""A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
-beside the options of a round, which have the clients again."""
+from gradshard_core.planning.training_spec import BUFFERED, DEFAULTS, OPTIONS, TrainingSpec
 
 NOT_SECRET: Final[Mapping[str, str]] = {
     "noise_tree": "a tree of noise does without secret draws",

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.units import MIB
 
 SINGLE_PUT_BYTES: Final = 1024 * MIB
@@ -22,7 +22,7 @@ def client_ranges(nbytes: int) -> list[tuple[int, int]]:
 
     Each is a request that is paid for; eight lose little when one has to be repeated.
     """
-    size = min(max(CLIENT_RANGE_BYTES, -(-nbytes // CLIENT_RANGES)), limits.MAX_PART_BYTES)
+    size = min(max(CLIENT_RANGE_BYTES, -(-nbytes // CLIENT_RANGES)), aws_limits.MAX_PART_BYTES)
     return _ranges(nbytes, size)
 
 

@@ -18,7 +18,7 @@ from gradshard_core.stragglers.assignments import (
     base_assignment,
     find_target,
 )
-from gradshard_core.stragglers.training_report import Report
+from gradshard_core.stragglers.client_report import Report
 
 
 def write_assignments(

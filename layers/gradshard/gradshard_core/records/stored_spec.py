@@ -7,7 +7,7 @@ from typing import Any, Final
 from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import piece_reader, store_expected
@@ -16,7 +16,7 @@ from gradshard_core.s3.store import S3Store
 PAYLOAD_ROOM_BYTES: Final = 4096
 """The state machine adds these to a round's spec: its name, a time and a callback token."""
 
-MOST_BYTES: Final = limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
+MOST_BYTES: Final = aws_limits.MAX_PAYLOAD_BYTES - PAYLOAD_ROOM_BYTES
 """The most bytes of a round's spec."""
 
 

@@ -15,7 +15,7 @@ from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import keeps_noise_key
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.manifest_json import failed_manifest
 from gradshard_core.rounds.waiting_record import end_waiting
 from gradshard_core.s3.store import S3Store
@@ -92,7 +92,7 @@ def _plain(error: str, cause: str, task: Mapping[str, int] | None) -> tuple[str,
     error, cause = plain_failure(error, cause)
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
-    return error, cause[: aws_callbacks.MAX_CAUSE]
+    return error, cause[: aws_requests.MAX_CAUSE]
 
 
 class _Begun(NamedTuple):
@@ -120,14 +120,14 @@ def _tell_completed(
     """Tell of a round that had in fact ended well."""
     if optimizer:
         model_registry.note_current(store, optimizer.model)
-    aws_callbacks.publish("RoundCompleted", {"round": keys.round_id, "bucket": store.bucket})
+    aws_requests.publish("RoundCompleted", {"round": keys.round_id, "bucket": store.bucket})
     return {"status": COMPLETED}
 
 
 def _tell_failed(store: S3Store, keys: RoundKeys, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Tell of a round that has failed, with the cause that its manifest keeps."""
     told = {"round": keys.round_id, "bucket": store.bucket, "cause": manifest["cause"]}
-    aws_callbacks.publish("RoundFailed", told)
+    aws_requests.publish("RoundFailed", told)
     return {"status": FAILED, "error": manifest["error"], "cause": manifest["cause"]}
 
 

@@ -31,14 +31,9 @@ from gradshard_core.rounds.bad_inputs import (
 from gradshard_core.rounds.header_survey import survey
 from gradshard_core.rounds.overflow import reject_largest_step
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
-from gradshard_core.s3.retries import Retries
+from gradshard_core.s3.retries import TASK_WRITE_ATTEMPTS, Retries
 from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import StreamWriter, TaskS3Client
-
-WRITE_TRIES = 3
-"""Attempts of a task to write a sum that S3 is too busy to take.
-
-The state machine then starts the task again."""
 
 
 def aggregate_shard(s3: TaskS3Client, round_id: str, *, attempt: int, task: Task) -> dict[str, Any]:
@@ -207,7 +202,7 @@ def _aggregate_finite(inputs: TaskInputs) -> list[Rejection]:
 
 def _aggregate(inputs: TaskInputs) -> None:
     """Write the sum; if S3 is too busy to take it, read and add everything again."""
-    retries = Retries(inputs.s3.meter, attempts=WRITE_TRIES)
+    retries = Retries(inputs.s3.meter, attempts=TASK_WRITE_ATTEMPTS)
     while True:
         try:
             return _aggregate_once(inputs)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning import limits
+from gradshard_core.planning import aws_limits
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
@@ -31,9 +31,9 @@ WRITERS: Final = 8
 
 def record_parts(spec: RoundSpec) -> int:
     """Return the number of objects of a round's record; 0 if the updates are the record."""
-    if spec.expected <= limits.LISTED_ENTRIES or spec.eager or spec.inbox or spec.updates_from:
+    if spec.expected <= aws_limits.LISTED_ENTRIES or spec.eager or spec.inbox or spec.updates_from:
         return 0
-    return min(limits.LISTED_ENTRIES, -(-spec.expected // MARKS))
+    return min(aws_limits.LISTED_ENTRIES, -(-spec.expected // MARKS))
 
 
 def record_arrivals(

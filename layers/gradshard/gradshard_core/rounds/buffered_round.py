@@ -17,9 +17,9 @@ from gradshard_core.formats.keys import (
     entry_id,
     sender_of,
 )
+from gradshard_core.planning.inbox_spec import InboxSpec
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.staleness import InboxSpec
 from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.stored_lists import read_plan, read_replan
 from gradshard_core.records.training_state import (

@@ -1,10 +1,5 @@
-"""Check an update that has arrived, and resume the round when no more are awaited.
+"""Check an update that has arrived, and resume the round when no more are awaited."""
 
-The same function resumes the round at its deadline.
-"""
-
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import SpecError
@@ -24,23 +19,6 @@ from gradshard_core.rounds import arrivals, end_of_wait, rejections, waiting_rec
 from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
 from gradshard_core.rounds.waiting_record import Seen, Waiting
 from gradshard_core.s3.store import S3Store
-
-
-def deadline_passed(store: S3Store, round_id: str, tokens: Sequence[str] = ()) -> dict[str, Any]:
-    """Resume the round with the updates that have arrived; planning checks the quorum.
-
-    Parameters
-    ----------
-    store, round_id
-        The round.
-    tokens
-        The callback tokens that were stored with the deadline.
-    """
-    keys = RoundKeys(round_id)
-    # An eager round that is aggregating a stage reads this before it waits again.
-    store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
-    resumed = waiting_record.resume(store, keys, waiting_record.DEADLINE, tokens)
-    return {"round": round_id, "resumed": resumed}
 
 
 def collect_update(store: S3Store, key: str, etag: str, seen: Seen | None = None) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
-from gradshard_core.planning.grouping import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Level, Participants, Stage
 from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.planning.weighing import weigh
 from gradshard_core.rounds import admission, end_of_wait, waiting_record
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext

@@ -1,7 +1,9 @@
-"""Decide whether a round still waits for updates, and resume it if it does not."""
+"""Resume a round when it waits for no more updates, or at its deadline."""
 
 import random
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
 
 from gradshard_core.formats.keys import (
     RoundKeys,
@@ -40,6 +42,23 @@ def resume_if_due(
     if not _is_due(store, keys, spec, arriving, Seen() if seen is None else seen):
         return False
     return waiting_record.resume(store, keys, waiting_record.COMPLETE)
+
+
+def deadline_passed(store: S3Store, round_id: str, tokens: Sequence[str] = ()) -> dict[str, Any]:
+    """Resume the round with the updates that have arrived; planning checks the quorum.
+
+    Parameters
+    ----------
+    store, round_id
+        The round.
+    tokens
+        The callback tokens that were stored with the deadline.
+    """
+    keys = RoundKeys(round_id)
+    # An eager round that is aggregating a stage reads this before it waits again.
+    store.put_json(keys.deadline, {"passed_at": datetime.now(UTC).isoformat()})
+    resumed = waiting_record.resume(store, keys, waiting_record.DEADLINE, tokens)
+    return {"round": round_id, "resumed": resumed}
 
 
 def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, seen: Seen) -> bool:

@@ -25,12 +25,12 @@ from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.robust_decision import read_decision
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, store_replan
 from gradshard_core.records.training_state import keeps_noise_key
-from gradshard_core.rounds import aws_callbacks, rejections
+from gradshard_core.rounds import aws_requests, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
-from gradshard_core.rounds.measurement import Measured, left_out, summary
+from gradshard_core.rounds.robust_measurement import Measured, left_out, summary
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import S3Store
-from gradshard_core.stragglers.training_report import Report
+from gradshard_core.stragglers.client_report import Report
 
 READ_AT_A_TIME = 1024
 PRODUCTS_AT_A_TIME: Final = REPORT_READERS * MAX_FAN_IN**2
@@ -127,9 +127,9 @@ def tell_machine(token: str, outcome: Mapping[str, Any]) -> None:
     transition of every round.
     """
     if outcome["status"] == COMPLETED:
-        aws_callbacks.succeed(token, outcome)
+        aws_requests.succeed(token, outcome)
     else:
-        aws_callbacks.give_up(token, BRANCHES[outcome["status"]], json.dumps(outcome))
+        aws_requests.give_up(token, BRANCHES[outcome["status"]], json.dumps(outcome))
 
 
 def _go_on(
@@ -223,8 +223,8 @@ def _conclude(store: S3Store, keys: RoundKeys, plan: Plan, tally: _Tally) -> Non
     _delete_intermediate(store, keys, plan)
     # At the deadline of a round that has ended nothing is done: this only saves the call.
     with contextlib.suppress(ServiceError):
-        aws_callbacks.cancel_deadline(plan.round_id)
-    aws_callbacks.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
+        aws_requests.cancel_deadline(plan.round_id)
+    aws_requests.publish("RoundCompleted", {"round": plan.round_id, "bucket": store.bucket})
 
 
 def _delete_intermediate(store: S3Store, keys: RoundKeys, plan: Plan) -> None:

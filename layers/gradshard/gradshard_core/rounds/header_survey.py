@@ -28,7 +28,7 @@ from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.rounds.seen_layouts import Digests, digests_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
-from gradshard_core.stragglers.training_report import Report, parse_report
+from gradshard_core.stragglers.client_report import Report, parse_report
 
 READERS: Final = 8
 

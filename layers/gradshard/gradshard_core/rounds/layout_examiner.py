@@ -24,9 +24,9 @@ from gradshard_core.rounds.header_survey import Surveyed
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
 from gradshard_core.s3.store import S3Store
+from gradshard_core.stragglers.client_report import Report, parse_report
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import check_usable
-from gradshard_core.stragglers.training_report import Report, parse_report
 
 
 class SentUpdate(NamedTuple):

@@ -26,7 +26,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import aws_callbacks, end_of_wait, keeper_wait, waiting_record
+from gradshard_core.rounds import aws_requests, end_of_wait, keeper_wait, waiting_record
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import layers_of
 
@@ -68,7 +68,7 @@ def open_round(
     except StoreError:
         raise  # no fault of the terms: the machine tries again
     except GradshardError as error:
-        aws_callbacks.give_up(token, type(error).__name__, str(error))
+        aws_requests.give_up(token, type(error).__name__, str(error))
         return {"round": round_id, "status": "rejected", "reason": str(error)}
     terms = spec if waiting_record.waits_once(spec) else None
     tokens = waiting_record.keep_token(store, keys, token, terms)
@@ -77,7 +77,7 @@ def open_round(
     plan = read_plan(store, keys) if spec.masked is not None else None
     if plan is not None:
         return _await_keeper(store, keys, spec, plan, tokens)
-    aws_callbacks.schedule_deadline(round_id, deadline_at, tokens)
+    aws_requests.schedule_deadline(round_id, deadline_at, tokens)
     # Updates may have come before the spec was there to receive them; and an eager round waits
     # again after each group, maybe beyond its deadline.
     if spec.eager and store.head(keys.deadline) is not None:
@@ -137,7 +137,7 @@ def _await_keeper(
     store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan, tokens: list[str]
 ) -> dict[str, Any]:
     """Let a masked round wait for its keeper, until its timeout has passed once more."""
-    aws_callbacks.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
+    aws_requests.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
     has_answered = keeper_wait.has_answered(store, keys, plan, spec)
     is_resumed = has_answered and waiting_record.resume(store, keys, waiting_record.COMPLETE)

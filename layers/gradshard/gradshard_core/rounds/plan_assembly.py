@@ -24,13 +24,7 @@ from gradshard_core.formats.compressed_updates import EncodedRuns, further_runs
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import Layout, Runs, encode_header
 from gradshard_core.planning import memory_projection, planner
-from gradshard_core.planning.grouping import (
-    Grouping,
-    group,
-    layer_ranges,
-    local_steps,
-    weights_of,
-)
+from gradshard_core.planning.grouping import Grouping, group, layer_ranges
 from gradshard_core.planning.masking_options import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import Plan
@@ -47,11 +41,12 @@ from gradshard_core.planning.round_projection import Projection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import check_averaged, check_compared
 from gradshard_core.planning.round_workload import lists_of
+from gradshard_core.planning.weighing import local_steps, weights_of
 from gradshard_core.planning.workload import Workload
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
-from gradshard_core.rounds.measurement import Decided
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.rounds.robust_measurement import Decided
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.fednova import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage

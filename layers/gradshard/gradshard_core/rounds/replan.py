@@ -10,9 +10,9 @@ from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.stored_lists import read_replan
 from gradshard_core.rounds import admission
 from gradshard_core.rounds.admission import Admission
-from gradshard_core.rounds.measurement import decide, last_measurement
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.rounds.robust_measurement import decide, last_measurement
 from gradshard_core.stragglers.layers import Coverage
 
 

@@ -13,7 +13,7 @@ from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import piece_reader
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 
@@ -172,7 +172,7 @@ def resume(store: S3Store, keys: RoundKeys, reason: str, known: Sequence[str] = 
         record = None
     tokens = record["tokens"] if record else []
     newest_first = dict.fromkeys(reversed([*known, *tokens]))
-    return any(aws_callbacks.resume(token, reason) for token in newest_first)
+    return any(aws_requests.resume(token, reason) for token in newest_first)
 
 
 def _checked(record: Any) -> dict[str, Any]:

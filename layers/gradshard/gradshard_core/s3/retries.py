@@ -12,6 +12,11 @@ from gradshard_core.s3.traffic import Meter
 MAX_ATTEMPTS: Final = 6
 """Attempts at a request. A stream may fail this often in a row without receiving a byte."""
 
+TASK_WRITE_ATTEMPTS: Final = 3
+"""Attempts of a task to write a sum that S3 is too busy to take.
+
+The state machine then starts the task again."""
+
 MAX_CONDITIONAL_WRITES: Final = 16
 """Attempts at a conditional write: more than there can be concurrent writers of one object."""
 

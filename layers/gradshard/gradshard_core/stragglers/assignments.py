@@ -26,7 +26,7 @@ from typing import Any, Final, Self
 
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
-from gradshard_core.stragglers.training_report import Report
+from gradshard_core.stragglers.client_report import Report
 
 FORGET_ROUNDS: Final = 20
 """A client that has been away for more rounds is new again."""

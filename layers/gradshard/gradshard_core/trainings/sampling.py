@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.planning.training_spec import TrainingSpec
 
 _BITS: Final = 53

@@ -10,7 +10,7 @@ from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.keys import ModelKeys, TrainingKeys
 from gradshard_core.planning.masking_options import check_layout
-from gradshard_core.planning.option_parsers import MAX_CLIENTS
+from gradshard_core.planning.own_limits import MAX_CLIENTS
 from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state

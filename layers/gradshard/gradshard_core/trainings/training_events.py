@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from gradshard_core.records.training_state import ENDED, PAUSED, TrainingState
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.s3.store import S3Store
 
 EVENTS: Final = {ENDED: "TrainingEnded", PAUSED: "TrainingPaused"}
@@ -27,4 +27,4 @@ def publish_if_stopped(store: S3Store, name: str, state: TrainingState) -> None:
         "version": state.version,
         "best_version": state.best.version if state.best else None,
     }
-    aws_callbacks.publish(EVENTS[state.status], detail)
+    aws_requests.publish(EVENTS[state.status], detail)

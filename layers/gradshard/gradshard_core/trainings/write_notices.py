@@ -29,7 +29,7 @@ from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.ticket_urls import (
+from gradshard_core.records.ticket_json import (
     METADATA_ROOM_BYTES,
     Presigner,
     build_ticket,

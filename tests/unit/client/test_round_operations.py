@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from gradshard.client import federation as module
-from gradshard.client import operations
+from gradshard.client import round_operations
+from gradshard.client.executions import Execution, ListedExecution
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
-from gradshard.client.stack import Execution, ListedExecution
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
-from gradshard_core.rounds import aws_callbacks
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.rounds.collect_update import deadline_passed
+from gradshard_core.rounds.end_of_wait import deadline_passed
 from tests.unit.client.test_federation import OPENED, SPEC, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -66,8 +66,8 @@ def resumed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         waiting.remove(token)
         return True
 
-    monkeypatch.setattr(aws_callbacks, "resume", resume)
-    monkeypatch.setattr(aws_callbacks, "publish", lambda *_: None)
+    monkeypatch.setattr(aws_requests, "resume", resume)
+    monkeypatch.setattr(aws_requests, "publish", lambda *_: None)
     return waiting
 
 
@@ -130,7 +130,7 @@ class TestClosing:
     def test_of_a_round_that_stays_being_opened(
         self, round_: Round, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(operations, "SETTLING_SECONDS", 0.1)
+        monkeypatch.setattr(round_operations, "SETTLING_SECONDS", 0.1)
         store.delete(round_.keys.callback)
         with pytest.raises(RoundStateError, match="just being opened or planned"):
             round_.close()

@@ -5,8 +5,9 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from gradshard.client.executions import Execution, ListedExecution
 from gradshard.client.round_status import AGGREGATING, AWAITING
-from gradshard.client.stack import Execution, ListedExecution, Stack
+from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys, is_id

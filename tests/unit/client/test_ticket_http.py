@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from gradshard.client.presigned_requests import check_origin, is_url, origin_of
 from gradshard.client.round_ticket import Ticket
+from gradshard.client.ticket_http import check_origin, is_url, origin_of
 from gradshard.client.ticket_issuer import issue_ticket
-from gradshard.deployment import engine
+from gradshard.deployment import engine_status
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import RoundKeys
 from tests.unit.fakes import MemoryStore
@@ -72,13 +72,13 @@ def test_a_host_that_the_user_names_is_allowed(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_a_local_engine_that_runs_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    status = engine.status
+    status = engine_status.status
 
     def running(port: int) -> Any:
         found = status(port)
-        return engine.Engine(port, 1, found.folder, deployed=True) if port == 4567 else found
+        return engine_status.Engine(port, 1, found.folder, deployed=True) if port == 4567 else found
 
-    monkeypatch.setattr(engine, "status", running)
+    monkeypatch.setattr(engine_status, "status", running)
     check_origin("http://127.0.0.1:4567")
     for other in ("http://127.0.0.1:4568", "https://127.0.0.1:4567", "http://127.0.0.2:4567"):
         with pytest.raises(TicketError):

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradshard_core.errors import ServiceError
-from gradshard_core.rounds import aws_callbacks, aws_json
+from gradshard_core.rounds import aws_json, aws_requests
 
 
 def test_an_event_that_is_not_taken_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -17,5 +17,5 @@ def test_an_event_that_is_not_taken_is_an_error(monkeypatch: pytest.MonkeyPatch)
     ]
     monkeypatch.setattr(aws_json, "call", lambda *_: answers.pop(0))
     with pytest.raises(ServiceError, match="RoundFailed of round 'r': ThrottlingException: Rate"):
-        aws_callbacks.publish("RoundFailed", {"round": "r"})
-    aws_callbacks.publish("RoundCompleted", {"round": "r"})
+        aws_requests.publish("RoundFailed", {"round": "r"})
+    aws_requests.publish("RoundCompleted", {"round": "r"})

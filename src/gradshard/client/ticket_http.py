@@ -18,7 +18,7 @@ from botocore.httpsession import URLLib3Session
 from urllib3.exceptions import HTTPError
 
 from gradshard.aws.boto_client import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
-from gradshard.deployment import engine
+from gradshard.deployment import engine_status
 from gradshard_core.errors import TicketError
 from gradshard_core.units import MIB
 
@@ -96,7 +96,7 @@ def check_origin(origin: str) -> None:
         return
     parts = urlsplit(origin)
     is_here = parts.scheme == "http" and parts.hostname in _LOOPBACK and parts.port is not None
-    if is_here and engine.status(parts.port or 0).running:
+    if is_here and engine_status.status(parts.port or 0).running:
         return
     raise TicketError(
         f"the ticket goes to {origin}, which is neither S3 on AWS nor a local engine that runs on "

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from gradshard.utils.interrupts import INTERRUPTED
+from gradshard.utils.interrupt_message import INTERRUPTED
 from tests.unit.cli.commands import Run
 from tests.unit.fakes import MemoryStore
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradshard_core.stragglers.training_report import Report, parse_report
+from gradshard_core.stragglers.client_report import Report, parse_report
 
 SETTINGS = {"batch_size": "16", "epochs": "2", "steps": "14"}
 
