@@ -6,7 +6,7 @@ from typing import Final
 
 from benchmarks.cost_plots import Plot, Series
 from benchmarks.cost_text import PAPER, format_table
-from gradshard.papers import SYSTEMS, claims, measurements
+from gradshard.papers import SYSTEMS, claims, published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.formats.codecs.registry import CODECS
@@ -58,7 +58,7 @@ See what a round costs, and which settings change that. `gradshard plan` compute
 your size and number of clients. All figures are computed from AWS's prices in us-east-1; nothing
 was measured on AWS. [Other systems](../benchmarks/published.md) have a page of their own.
 
-Dollars are per thousand rounds of {measurements.CLIENTS} clients that the round names.
+Dollars are per thousand rounds of {published_figures.CLIENTS} clients that the round names.
 {_unnamed()}
 """
 
@@ -67,7 +67,7 @@ def _unnamed() -> str:
     """Say what a round pays that knows only the number of its clients."""
     named, counted = (
         request_counts.count_requests(
-            [1], measurements.CLIENTS, lists=request_counts.Lists(is_named=is_named)
+            [1], published_figures.CLIENTS, lists=request_counts.Lists(is_named=is_named)
         )
         for is_named in (True, False)
     )
@@ -80,7 +80,7 @@ def _unnamed() -> str:
 
 def _apart() -> float:
     """Return what looking for others costs more if no function has seen an arrival before."""
-    clients, prices = measurements.CLIENTS, round_cost.US_EAST_1
+    clients, prices = published_figures.CLIENTS, round_cost.US_EAST_1
     looks, listings = request_counts.looks_apart(clients)
     warm = prices.s3(request_counts.Requests(clients - 1, 1))
     return looks * prices.get_per_1000 / 1e3 + listings * prices.put_per_1000 / 1e3 - warm
@@ -88,7 +88,7 @@ def _apart() -> float:
 
 def _prices_section() -> str:
     rows = []
-    for model in measurements.MODELS:
+    for model in published_figures.MODELS:
         burst, published = (
             SYSTEMS["shards"](model.nbytes, replace(claims.DEFAULT.setting, bandwidth=bandwidth))
             for bandwidth in (BURST, PUBLISHED)
@@ -154,7 +154,7 @@ SHOWN_BUDGETS: Final = (120.0, 60.0, 30.0, 15.0, 5.0)
 
 
 def _budget_section() -> str:
-    models = (measurements.VGG16, measurements.SYNTHETIC_5GB)
+    models = (published_figures.VGG16, published_figures.SYNTHETIC_5GB)
     columns = [claims.budgets(model, BURST) for model in models]
     rows = [
         (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
@@ -175,7 +175,7 @@ def _defaults_section() -> str:
     half = Setting(time_budget=30.0)
     slow = [replace(setting, bandwidth=PUBLISHED) for setting in (small, default)]
     dearest = [
-        1000 * SYSTEMS["shards"](measurements.SYNTHETIC_5GB.nbytes, setting).bill.total
+        1000 * SYSTEMS["shards"](published_figures.SYNTHETIC_5GB.nbytes, setting).bill.total
         for setting in slow
     ]
     return f"""
@@ -199,7 +199,7 @@ def _most(value: Callable[[Estimate], float], before: Setting, after: Setting) -
     """Return by how much a value changes at most from one setting to another, in percent."""
     pairs = (
         [value(SYSTEMS["shards"](model.nbytes, setting)) for setting in (before, after)]
-        for model in measurements.MODELS
+        for model in published_figures.MODELS
     )
     return max(100 * abs(new / old - 1) for old, new in pairs)
 
@@ -226,14 +226,14 @@ def _choice(choice: Estimate | None) -> str:
 
 
 def _fees_section() -> str:
-    vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
+    vgg16 = SYSTEMS["shards"](published_figures.VGG16.nbytes, claims.DEFAULT.setting)
     bill = vgg16.bill
     ways = claims.fan_outs(vgg16.task_seconds)
     plain, deployed = (1000 * ways[place].dollars[-1] for place in (0, claims.AS_DEPLOYED))
     return f"""
 ## What the fees are
 
-With the dollars of a round of {measurements.VGG16.name}:
+With the dollars of a round of {published_figures.VGG16.name}:
 
 - **Step Functions**, {1000 * bill.step_functions:.2f}: {aws_prices.ROUND_TRANSITIONS} transitions
   of the round, {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
@@ -244,14 +244,15 @@ With the dollars of a round of {measurements.VGG16.name}:
   requests to S3, and Lambda's fee per invocation.
 - **Cold starts**, {1000 * bill.starts:.2f}.
 - **Notifications**, {1000 * bill.events:.2f}: S3 tells an SNS topic of each upload, and the topic
-  calls `collect_update`. A round has {round_cost.notifications(measurements.CLIENTS)} messages at
+  calls `collect_update`. A round has
+  {round_cost.notifications(published_figures.CLIENTS)} messages at
   [${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million](https://aws.amazon.com/sns/pricing/),
   and one event of EventBridge when it ends.
 """
 
 
 def _codecs_section() -> str:
-    models = (measurements.VGG16, measurements.GPT2_LARGE)
+    models = (published_figures.VGG16, published_figures.GPT2_LARGE)
     rows = []
     for codec in (None, *(name for name in CODECS if name != "fp8")):
         rounds = [_compressed_round(model, codec) for model in models]
@@ -266,10 +267,10 @@ minute, *burst*. `fp8` costs what `int8` costs, `topk` keeps 1 %, and clients do
 """
 
 
-def _compressed_round(model: measurements.Model, codec: str | None) -> Projection:
-    names = [f"client-{number}" for number in range(measurements.CLIENTS)]
+def _compressed_round(model: published_figures.Model, codec: str | None) -> Projection:
+    names = [f"client-{number}" for number in range(published_figures.CLIENTS)]
     spec = parse_spec({"clients": names, "codecs": list(CODECS)})
-    load = workload_of(spec, model.nbytes, measurements.CLIENTS, codec=codec)
+    load = workload_of(spec, model.nbytes, published_figures.CLIENTS, codec=codec)
     return planner.choose(load, claims.DEFAULT.setting.aggregator())[0]
 
 
@@ -308,7 +309,7 @@ def size_plot() -> Plot:
             ],
             [
                 (cell.model.nbytes, cell.full_dollars)
-                for cell in measurements.MEASUREMENTS
+                for cell in published_figures.MEASUREMENTS
                 if cell.system == system
             ],
         )
@@ -333,7 +334,7 @@ def size_plot() -> Plot:
 
 def shards_plot() -> Plot:
     """Plot the time of a round by its number of shards."""
-    model = measurements.VGG16
+    model = published_figures.VGG16
     shard_counts = [*range(1, 17), *range(18, 101, 2)]
     ours = Setting(memory_mb=MB_PER_VCPU)
 
@@ -357,7 +358,7 @@ def shards_plot() -> Plot:
                 "GradsSharding, modelled",
                 1,
                 line("gradssharding", PAPER),
-                list(measurements.SHARD_SWEEP_SECONDS.items()),
+                list(published_figures.SHARD_SWEEP_SECONDS.items()),
             ),
             Series("shards, published MB/s", 0, line("shards", replace(ours, bandwidth=PUBLISHED))),
             Series("shards, burst", 0, line("shards", ours), dashed=True),

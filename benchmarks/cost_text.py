@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from gradshard.papers import claims, measurements
+from gradshard.papers import claims, published_figures
 from gradshard.papers.estimate import PUBLISHED, Setting
 
-PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=measurements.ARCHITECTURE)
+PAPER: Final = Setting(bandwidth=PUBLISHED, architecture=published_figures.ARCHITECTURE)
 
 
 def document(*sections: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from benchmarks.cost_plots import STYLE, WIDTH, Plot, Series
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL
 from benchmarks.workload import VGG_16
-from gradshard.papers.measurements import SHARD_SWEEP_SECONDS
+from gradshard.papers.published_figures import SHARD_SWEEP_SECONDS
 from gradshard_core.planning import planner
 from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.round_projection import project

@@ -7,7 +7,7 @@ from typing import Final
 
 from benchmarks.cost_text import PAPER, format_table, mark_of, money
 from gradshard.cli.papers_cost import describe, reproduction
-from gradshard.papers import SYSTEMS, claims, measurements, published_systems
+from gradshard.papers import SYSTEMS, claims, published_figures, published_systems
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
@@ -50,8 +50,8 @@ and clients. *total* adds the fees. Clients of the published systems make one PU
 object, as the paper counts; gradshard's clients make [several
 requests](../docs/cost.md#what-you-can-do-about-it). *Streamed* trees are those of λ-FL
 and LIFL with gradshard's tasks, which hold blocks instead of whole updates. They may use Lambda's
-{measurements.TIMEOUT_SECONDS:.0f} s per task, but are charged as Express children, which end after
-five minutes. Beyond 5 GiB they are cut as S3 demands, which the planner rejects.
+{published_figures.TIMEOUT_SECONDS:.0f} s per task, but are charged as Express children, which end
+after five minutes. Beyond 5 GiB they are cut as S3 demands, which the planner rejects.
 
 Columns are named by bandwidth: *burst*, and *published* with 50 % to either side. ✓ holds, ✗ does
 not.
@@ -131,7 +131,7 @@ def _published_section() -> str:
 
 *From seconds*: the published memory and each function's own seconds (means of the eight warm runs
 in the paper's replication package), priced. Billing the wall seconds instead would give
-${_from_wall(measurements.RESNET18):.3f} and ${_from_wall(measurements.VGG16):.2f} for
+${_from_wall(published_figures.RESNET18):.3f} and ${_from_wall(published_figures.VGG16):.2f} for
 GradsSharding's *agg* of ResNet-18 and VGG-16, because functions end at different times.
 
 *Modelled*: seconds from {PUBLISHED.bytes_per_second / MIB:g} MiB/s, reading and writing,
@@ -141,8 +141,8 @@ an earlier rule, ⌈2·input + 450⌉. The model's functions all take equally lo
 """
 
 
-def _from_wall(model: measurements.Model) -> float:
-    cell = measurements.measured(model, "gradssharding")
+def _from_wall(model: published_figures.Model) -> float:
+    cell = published_figures.measured(model, "gradssharding")
     assert cell is not None
     (level,) = cell.levels
     wall = replace(cell, levels=(replace(level, mean_seconds=cell.wall_seconds),))
@@ -159,7 +159,7 @@ def _systems_section() -> str:
     ]
     rows = [
         (model.name, *_row(estimate))
-        for model in measurements.MODELS
+        for model in published_figures.MODELS
         for system in SYSTEMS
         if (estimate := claims.estimate(system, model.nbytes, PAPER))
     ]
@@ -376,10 +376,10 @@ def _what_decides() -> str:
         *("model", "bandwidth", "M", "Lambda", "S3 aggregators", "S3 clients", "requests"),
         *("Step Functions", "round", "events", "cold starts", "all but Lambda", "total", "bound"),
     )
-    vgg16 = SYSTEMS["shards"](measurements.VGG16.nbytes, claims.DEFAULT.setting)
+    vgg16 = SYSTEMS["shards"](published_figures.VGG16.nbytes, claims.DEFAULT.setting)
     fixed = vgg16.bill.total - vgg16.bill.lambda_
     transitions = aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS
-    gpt2 = SYSTEMS["shards"](measurements.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
+    gpt2 = SYSTEMS["shards"](published_figures.GPT2_LARGE.nbytes, claims.DEFAULT.setting)
     once = aws_prices.DOLLARS_PER_PUT + aws_prices.DOLLARS_PER_GET
     return f"""
 ## What decides
@@ -398,7 +398,7 @@ ${1000 * vgg16.bill.events:.2f} ([who sends them](../docs/cost.md#what-the-fees-
 starts ${1000 * vgg16.bill.starts:.2f}.
 
 The bounds come from published numbers with one PUT and one GET per client and object:
-${1000 * measurements.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
+${1000 * published_figures.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
 ${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16 and ${1000 * gpt2.bill.s3_clients:.2f} above
 {transfers.SINGLE_PUT_BYTES // MIB} MiB. *Clients as the paper counts* gives them one request of
 each.

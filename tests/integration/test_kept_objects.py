@@ -24,8 +24,8 @@ from gradshard.deployment.engine_large_objects import (
     _patch_writing,
 )
 from gradshard.deployment.local_engine import Engine
+from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.units import MIB
 from tests.integration.conftest import as_clients_do

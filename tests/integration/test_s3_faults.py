@@ -15,7 +15,7 @@ import pytest
 
 from gradshard.aws import boto_client
 from gradshard.deployment.local_engine import Engine
-from gradshard_core.s3 import http_requests, streams
+from gradshard_core.s3 import http_connections, range_streams
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
@@ -59,9 +59,9 @@ MOMENTS = 1
 def environment(function_environment: None) -> Iterator[None]:
     """Nothing waits for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http_requests, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(http_connections, "TIMEOUT_SECONDS", 0.3)
         patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
-        patch.setattr(streams, "PATIENCE_SECONDS", 0.3)
+        patch.setattr(range_streams, "PATIENCE_SECONDS", 0.3)
         yield
 
 

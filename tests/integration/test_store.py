@@ -9,8 +9,8 @@ import pytest
 
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.traffic import Traffic
 from tests.integration.conftest import as_clients_do
 from tests.integration.proxy import Fault, Proxy

@@ -12,9 +12,9 @@ import pytest
 
 from gradshard.deployment.local_engine import Engine
 from gradshard_core.errors import ChangedObjectError, StoreError
-from gradshard_core.s3 import streams
+from gradshard_core.s3 import range_streams
+from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
 from tests.integration.proxy import Answer, Fault, Proxy, Spoil, spoiling
 
@@ -116,9 +116,9 @@ def test_a_part_that_is_only_a_header(client: TaskS3Client, store: S3Store) -> N
 def test_a_slow_read_times_out_before_s3_drops_the_part_that_waits_for_it(
     client: TaskS3Client, store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert streams.PATIENCE_SECONDS < S3_PATIENCE_SECONDS
-    patience = streams.PATIENCE_SECONDS
-    monkeypatch.setattr(streams, "PATIENCE_SECONDS", 0.3)
+    assert range_streams.PATIENCE_SECONDS < S3_PATIENCE_SECONDS
+    patience = range_streams.PATIENCE_SECONDS
+    monkeypatch.setattr(range_streams, "PATIENCE_SECONDS", 0.3)
     data = os.urandom(MIB)
     store.put_bytes("w/rests", data)
     proxy.faults = [Fault("stall", "GET", "w/rests")]

@@ -9,7 +9,7 @@ import click
 from gradshard.cli.command_groups import Commands
 from gradshard.cli.options import debuggable, json_option, option, port_option, quiet_option
 from gradshard.cli.output import confirm, print_json
-from gradshard.cli.progress import waiting
+from gradshard.cli.terminal_progress import waiting
 from gradshard.deployment import local_engine as engines
 
 

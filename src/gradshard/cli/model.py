@@ -19,7 +19,7 @@ from gradshard.cli.options import (
     ticket_option,
 )
 from gradshard.cli.output import cell, confirm, confirm_file, print_json
-from gradshard.cli.progress import progress_bar
+from gradshard.cli.terminal_progress import progress_bar
 from gradshard.cli.ticket import load
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.formats.keys import DEFAULT_MODEL

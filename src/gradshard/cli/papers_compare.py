@@ -10,7 +10,7 @@ from rich.table import Table
 from gradshard.cli.option_types import WholeNumberType
 from gradshard.cli.options import connected, json_option, option
 from gradshard.cli.output import WIDE, cell, print_json
-from gradshard.cli.progress import waiting
+from gradshard.cli.terminal_progress import waiting
 from gradshard.client.federation import Federation
 from gradshard.papers import topology_trials
 from gradshard.papers.topology_trials import Outcome, Trial

@@ -14,7 +14,7 @@ from gradshard.cli.option_types import DurationType, SizeType, WholeNumberType
 from gradshard.cli.options import debuggable, json_option, option
 from gradshard.cli.output import WIDE, cell, print_json
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE
-from gradshard.papers import SYSTEMS, claims, measurements, published_systems
+from gradshard.papers import SYSTEMS, claims, published_figures, published_systems
 from gradshard.papers.claims import Comparison
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
@@ -104,7 +104,7 @@ class Speed(click.ParamType):
 @click.option(
     "--clients",
     type=WholeNumberType(1, MAX_CLIENTS),
-    default=measurements.CLIENTS,
+    default=published_figures.CLIENTS,
     show_default=True,
     metavar="N",
     help="Number of clients.",
@@ -289,7 +289,7 @@ def _thousand(dollars: float) -> str:
 def reproduction() -> list[dict[str, Any]]:
     """Return the published cells beside what the model makes of them, dollars per 1000 rounds."""
     rows = []
-    for cell_ in measurements.MEASUREMENTS:
+    for cell_ in published_figures.MEASUREMENTS:
         bill = published_systems.measured_bill(cell_)
         model = published_systems.modelled(cell_)
         rows.append(

@@ -12,8 +12,8 @@ from rich.table import Table
 from gradshard.cli.option_types import WholeNumberType
 from gradshard.cli.options import connected, json_option, option, quiet_option
 from gradshard.cli.output import cell, confirm, print_json
-from gradshard.cli.progress import waiting
 from gradshard.cli.show import STATE_STYLES, expected
+from gradshard.cli.terminal_progress import waiting
 from gradshard.client.round_operations import STATES, LogLine
 from gradshard.utils.text import escape_terminal, pluralize
 from gradshard_core.errors import RoundStateError

@@ -20,7 +20,7 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import confirm, confirm_file, print_json
-from gradshard.cli.progress import progress_bar, waiting
+from gradshard.cli.terminal_progress import progress_bar, waiting
 from gradshard.cli.ticket import load, named
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT

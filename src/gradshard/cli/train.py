@@ -24,7 +24,7 @@ from gradshard.cli.options import (
 )
 from gradshard.cli.options_from_spec import declared_option, round_options
 from gradshard.cli.output import cell, confirm, is_quiet, print_json
-from gradshard.cli.progress import waiting
+from gradshard.cli.terminal_progress import waiting
 from gradshard.cli.ticket import write_ticket
 from gradshard.cli.training_view import (
     ROWS,

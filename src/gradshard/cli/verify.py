@@ -8,7 +8,7 @@ import click
 from gradshard.cli.option_types import FractionType
 from gradshard.cli.options import connected, json_option, option, quiet_option, ticket_option
 from gradshard.cli.output import print_json
-from gradshard.cli.progress import progress_bar
+from gradshard.cli.terminal_progress import progress_bar
 from gradshard.cli.ticket import named
 from gradshard.utils.text import escape_terminal
 from gradshard_core.errors import TicketError

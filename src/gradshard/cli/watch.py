@@ -13,8 +13,8 @@ from rich.table import Table
 
 from gradshard.cli.options import connected, quiet_option, ticket_option
 from gradshard.cli.output import cell, confirm, is_quiet
-from gradshard.cli.progress import waiting
 from gradshard.cli.show import STATE_STYLES, expected, render
+from gradshard.cli.terminal_progress import waiting
 from gradshard.cli.ticket import load, named
 from gradshard.client.federation import Federation
 from gradshard.client.round_by_ticket import TicketRound

@@ -34,7 +34,7 @@ from gradshard.utils.parallel import run_parallel
 from gradshard_core.errors import DigestError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.planning.transfers import DOWNLOAD_RANGES, download_ranges
-from gradshard_core.s3.streams import Opener, RangeStream
+from gradshard_core.s3.range_streams import Opener, RangeStream
 from gradshard_core.units import MIB
 
 THREADS: Final = DOWNLOAD_RANGES

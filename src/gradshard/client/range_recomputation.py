@@ -15,8 +15,8 @@ from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
+from gradshard_core.s3.range_streams import RangeStream, ReorderedStream
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.streams import RangeStream, ReorderedStream
 
 
 class _LazyBytes:

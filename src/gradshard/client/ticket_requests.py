@@ -11,8 +11,8 @@ from gradshard.client.ticket_http import MAX_RESPONSE_BYTES, HttpClient, Respons
 from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
+from gradshard_core.s3.range_streams import Body
 from gradshard_core.s3.retries import Retries
-from gradshard_core.s3.streams import Body
 from gradshard_core.s3.traffic import Meter
 
 TRANSIENT_CODES: Final = frozenset(

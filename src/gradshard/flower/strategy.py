@@ -21,8 +21,8 @@ from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_download_ticke
 from gradshard.client.upload_source import model_content_of
 from gradshard.client.uploads import upload
 from gradshard.flower.arrays import read_arrays, view
-from gradshard.flower.combination import combination_of
 from gradshard.flower.messages import LOG, by_number, counted, failure, named, with_order
+from gradshard.flower.update_combination import combination_of
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout

@@ -3,7 +3,7 @@ r"""The cost of a round on AWS, by system: gradshard's shards beside the publish
 gradshard's ``shards`` are what its planner takes for as many clients: a grid beyond 64.
 
 Pure arithmetic over :mod:`gradshard_core.planning.aws_prices` and
-:mod:`gradshard.papers.measurements`.
+:mod:`gradshard.papers.published_figures`.
 For functions f of a system, with m_f MB and t_f seconds each,
 
     lambda          = Σ_f m_f/1024 · t_f · dollars per GB-second

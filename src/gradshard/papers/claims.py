@@ -15,9 +15,9 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Final, Literal
 
-from gradshard.papers import SYSTEMS, gradshard_systems, measurements
+from gradshard.papers import SYSTEMS, gradshard_systems, published_figures
 from gradshard.papers.estimate import PUBLISHED, Estimate, Setting
-from gradshard.papers.measurements import MODELS, Model
+from gradshard.papers.published_figures import MODELS, Model
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import aws_limits, aws_prices
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
@@ -260,7 +260,7 @@ class RoundClaim:
     @property
     def bound(self) -> float:
         """Dollars of one round."""
-        measurement = measurements.measured(self.model, self.rival)
+        measurement = published_figures.measured(self.model, self.rival)
         assert measurement is not None  # noqa: S101 - of the claims below, all were measured
         return measurement.full_dollars / 1000 / self.fraction
 
@@ -280,9 +280,9 @@ class RoundClaim:
 
 
 ROUND_CLAIMS: Final = (
-    RoundClaim(measurements.VGG16, "lambda_fl", 10),
-    RoundClaim(measurements.GPT2_LARGE, "gradssharding", 15),
-    RoundClaim(measurements.SYNTHETIC_5GB, "gradssharding", 15),
+    RoundClaim(published_figures.VGG16, "lambda_fl", 10),
+    RoundClaim(published_figures.GPT2_LARGE, "gradssharding", 15),
+    RoundClaim(published_figures.SYNTHETIC_5GB, "gradssharding", 15),
 )
 
 RIVALS: Final = ("lambda_fl", "lifl", "lambda_fl_streamed", "lifl_streamed")
@@ -303,7 +303,7 @@ def no_crossover(
     they are not to be alike. The value is the worst ratio over the sizes that both can average.
     """
     setting = Setting(
-        bandwidth=bandwidth, architecture=measurements.ARCHITECTURE, memory_mb=memory_mb
+        bandwidth=bandwidth, architecture=published_figures.ARCHITECTURE, memory_mb=memory_mb
     )
     result = compare("shards", rival, setting, column, smallest=FROM_BYTES, alike=alike)
     return Verdict(result.worst_ratio, 1.0)
@@ -389,7 +389,7 @@ def published_crossover() -> float:
     """
 
     def line(system: str) -> tuple[float, float]:
-        cells = [measurements.measured(model, system) for model in MODELS[:2]]
+        cells = [published_figures.measured(model, system) for model in MODELS[:2]]
         (x1, y1), (x2, y2) = [(c.model.nbytes, c.full_dollars) for c in cells if c]
         slope = (y2 - y1) / (x2 - x1)
         return slope, y1 - slope * x1

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from gradshard.papers import measurements
+from gradshard.papers import published_figures
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
 from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.planning.round_cost import US_EAST_1, Bill, Prices
@@ -20,7 +20,11 @@ TITLES: Final = {
 
 PUBLISHED: Final = Bandwidth(
     "published",
-    (measurements.SLOWEST_READ_BYTES_PER_SECOND + measurements.FASTEST_READ_BYTES_PER_SECOND) / 2,
+    (
+        published_figures.SLOWEST_READ_BYTES_PER_SECOND
+        + published_figures.FASTEST_READ_BYTES_PER_SECOND
+    )
+    / 2,
     latency_seconds=0.05,
 )
 """The bandwidth that the paper measured: the middle of 44 to 57 MiB/s.
@@ -51,7 +55,7 @@ class Setting:
         The prices, for all systems.
     """
 
-    clients: int = measurements.CLIENTS
+    clients: int = published_figures.CLIENTS
     bandwidth: Bandwidth = BURST
     architecture: str = "arm64"
     memory_mb: int = DEFAULT_MEMORY_MB

@@ -1,6 +1,6 @@
 """gradshard's own systems: shards as they are deployed, and the trees in streaming tasks."""
 
-from gradshard.papers import measurements
+from gradshard.papers import published_figures
 from gradshard.papers.estimate import TITLES, Estimate, Setting
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.topologies import TOPOLOGIES
@@ -49,12 +49,12 @@ def _tree(topology: str, nbytes: int, setting: Setting) -> Estimate:
     # Lambda's limit: that of the Express children, five minutes, would rule large trees out.
     if (
         projection.needed_mb > setting.memory_mb
-        or projection.task_seconds > measurements.TIMEOUT_SECONDS
+        or projection.task_seconds > published_figures.TIMEOUT_SECONDS
     ):
         raise PlanError(
             f"a task of {TITLES[system]} needs {projection.needed_mb:.0f} MB and "
             f"{projection.task_seconds:.0f} s; there are {setting.memory_mb} MB and "
-            f"{measurements.TIMEOUT_SECONDS:.0f} s"
+            f"{published_figures.TIMEOUT_SECONDS:.0f} s"
         )
     return _estimate(system, nbytes, projection)
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from gradshard.papers import measurements
+from gradshard.papers import published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
-from gradshard.papers.measurements import Measurement
+from gradshard.papers.published_figures import Measurement
 from gradshard_core.aggregation import topologies
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import aws_limits, round_cost, speeds
@@ -32,7 +32,7 @@ def gradssharding(nbytes: int, setting: Setting) -> Estimate:
     of the paper's account, which gives the M that it used.
     """
     m = setting.shards or 4
-    while not setting.shards and memory_mb(nbytes / m) > measurements.ACCOUNT_MEMORY_MB:
+    while not setting.shards and memory_mb(nbytes / m) > published_figures.ACCOUNT_MEMORY_MB:
         m *= 2
     estimate = _estimate("gradssharding", nbytes, nbytes / m, [[setting.clients] * m], setting)
     return replace(estimate, shards=m)
@@ -80,12 +80,18 @@ def measured_bill(measurement: Measurement) -> Bill:
     )
     tasks = [level.functions for level in measurement.levels]
     if measurement.system == "gradssharding":
-        gets, client_requests = measurements.CLIENTS * tasks[0], measurements.CLIENTS * tasks[0]
+        gets, client_requests = (
+            published_figures.CLIENTS * tasks[0],
+            published_figures.CLIENTS * tasks[0],
+        )
     else:
         # Every level but the first reads what the one below it wrote.
-        gets, client_requests = measurements.CLIENTS + sum(tasks[:-1]), measurements.CLIENTS
+        gets, client_requests = (
+            published_figures.CLIENTS + sum(tasks[:-1]),
+            published_figures.CLIENTS,
+        )
     return Bill(
-        gb_seconds * US_EAST_1.gb_second(measurements.ARCHITECTURE),
+        gb_seconds * US_EAST_1.gb_second(published_figures.ARCHITECTURE),
         US_EAST_1.s3(Requests(gets, sum(tasks))),
         US_EAST_1.s3(Requests(client_requests, client_requests)),
     )
@@ -99,7 +105,7 @@ def modelled(measurement: Measurement) -> Estimate:
     systems = {"gradssharding": gradssharding, "lambda_fl": lambda_fl, "lifl": lifl}
     setting = Setting(
         bandwidth=PUBLISHED,
-        architecture=measurements.ARCHITECTURE,
+        architecture=published_figures.ARCHITECTURE,
         shards=measurement.model.shards if measurement.system == "gradssharding" else None,
     )
     estimate = systems[measurement.system](measurement.model.nbytes, setting)
@@ -130,10 +136,10 @@ def _estimate(
         for lv in levels
     ]
     longest = [max(run.seconds for run in level) for level in priced]
-    if max(longest) > measurements.TIMEOUT_SECONDS:
+    if max(longest) > published_figures.TIMEOUT_SECONDS:
         raise PlanError(
             f"a function of {TITLES[system]} would take {max(longest):.0f} s, over "
-            f"Lambda's {measurements.TIMEOUT_SECONDS:.0f}"
+            f"Lambda's {published_figures.TIMEOUT_SECONDS:.0f}"
         )
     requests = Requests(gets=sum(map(sum, levels)), puts=sum(map(len, levels)))
     # An object for each input of the first level, and as many read back.

@@ -23,8 +23,8 @@ from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.planning import measured_round_cost, round_cost
 from gradshard_core.planning.round_cost import Bill
+from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
-from gradshard_core.s3.streams import RangeStream
 from gradshard_core.units import MIB
 
 

@@ -16,7 +16,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.compressed_updates import EncodedRuns, parse_update
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.s3.streams import ReorderedStream
+from gradshard_core.s3.range_streams import ReorderedStream
 from tests import compressed
 from tests.compressed import random_entries, random_units, rows_of
 from tests.reference import NAMES, Array

@@ -35,8 +35,8 @@ from gradshard_core.planning.plan_parts import (
 )
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.weighing import weigh
-from gradshard_core.s3 import streams
-from gradshard_core.s3.streams import ReorderedStream
+from gradshard_core.s3 import range_streams
+from gradshard_core.s3.range_streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter
 from tests import reference
 
@@ -72,7 +72,7 @@ def sources_of(plan: Plan, task: Task, blobs: Sequence[bytes]) -> tuple[list[Sou
     size = vars(kernel)["block_bytes"](len(contributors), depth, is_disordered=is_disordered)
     weighted_range = WeightedRange(task.start, task.end, [])
     blocks = [(a, b) for _, a, b in kernel.blocks([weighted_range], plan.layout.spans, size)]
-    memory = memoryview(bytearray(vars(streams)["SLICE_BYTES"] + size))
+    memory = memoryview(bytearray(vars(range_streams)["SLICE_BYTES"] + size))
     return [
         ReorderedStream(
             MemoryOpener(blob),
@@ -222,7 +222,7 @@ def test_any_cut_gives_the_bits_of_a_plain_loop(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "block_bytes", lambda *_, **__: 8 * block)
         patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
-        patch.setattr(streams, "SLICE_BYTES", block)
+        patch.setattr(range_streams, "SLICE_BYTES", block)
         patch.setattr(reordered_reads, "GROUPED", grouped)
         patch.setattr(reordered_reads, "GAP_BYTES", gap)
         result = run(blobs, samples, shards)

@@ -23,8 +23,8 @@ from gradshard_core.aggregation.sharding import SLICE_BYTES, reorder_memory_byte
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout
-from gradshard_core.s3 import retries, streams
-from gradshard_core.s3.streams import ReorderedStream
+from gradshard_core.s3 import range_streams, retries
+from gradshard_core.s3.range_streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter
 from gradshard_core.units import MIB
 
@@ -75,7 +75,7 @@ def test_any_order_gives_the_bytes_in_the_layouts_order(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reordered_reads, "GAP_BYTES", gap)
         patch.setattr(reordered_reads, "GROUPED", grouped)
-        patch.setattr(streams, "SLICE_BYTES", turn)
+        patch.setattr(range_streams, "SLICE_BYTES", turn)
         memory = memoryview(bytearray(turn + block))
         stream = ReorderedStream(opener, SOURCE, runs, blocks, memory)
         stream.open()

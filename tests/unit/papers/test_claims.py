@@ -11,9 +11,15 @@ from benchmarks import cost_report
 
 from gradshard.cli import main
 from gradshard.cli.plan import DEFAULT_ARCHITECTURE
-from gradshard.papers import SYSTEMS, claims, gradshard_systems, measurements, published_systems
+from gradshard.papers import (
+    SYSTEMS,
+    claims,
+    gradshard_systems,
+    published_figures,
+    published_systems,
+)
 from gradshard.papers.estimate import PUBLISHED, Setting
-from gradshard.papers.measurements import MEASUREMENTS, VGG16, Measurement
+from gradshard.papers.published_figures import MEASUREMENTS, VGG16, Measurement
 from gradshard_core.errors import PlanError
 from gradshard_core.planning import memory_projection, planner
 from gradshard_core.planning.bandwidth import BURST, Bandwidth
@@ -46,7 +52,7 @@ def test_published_dollars_follow_from_the_model(cell: Measurement) -> None:
     assert estimate.seconds == pytest.approx(mean, rel=0.25)
     assert estimate.seconds == pytest.approx(cell.wall_seconds, rel=0.3)
     assert estimate.shards == (cell.model.shards if cell.system == "gradssharding" else 1)
-    if cell.model is not measurements.RESNET18:
+    if cell.model is not published_figures.RESNET18:
         assert estimate.memory_mb == cell.memory_mb
 
 
@@ -233,7 +239,7 @@ def test_where_there_is_no_crossover_the_claim_holds() -> None:
 
 @pytest.mark.parametrize("claim", claims.ROUND_CLAIMS, ids=lambda claim: claim.model.name)
 def test_claims_of_a_whole_round_count_the_planners_whole_bill(claim: claims.RoundClaim) -> None:
-    cell = measurements.measured(claim.model, claim.rival)
+    cell = published_figures.measured(claim.model, claim.rival)
     assert cell is not None
     for variant in (claims.DEFAULT, claims.SMALLEST, claims.DOUBLE):
         verdict = claim.verdict(variant, BURST)

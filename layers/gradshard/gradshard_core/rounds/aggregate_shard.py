@@ -31,8 +31,8 @@ from gradshard_core.rounds.bad_inputs import (
 from gradshard_core.rounds.header_survey import survey
 from gradshard_core.rounds.overflow import reject_largest_step
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
+from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.retries import TASK_WRITE_ATTEMPTS, Retries
-from gradshard_core.s3.streams import RangeStream
 from gradshard_core.s3.task_client import StreamWriter, TaskS3Client
 
 

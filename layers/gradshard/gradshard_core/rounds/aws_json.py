@@ -17,7 +17,13 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import ServiceError, StoreError
-from gradshard_core.s3.http_requests import Failure, HttpRequests, Request, Response, endpoint_url
+from gradshard_core.s3.http_connections import (
+    Failure,
+    HttpRequests,
+    Request,
+    Response,
+    endpoint_url,
+)
 from gradshard_core.s3.traffic import Meter
 
 

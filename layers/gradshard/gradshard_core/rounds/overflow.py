@@ -33,7 +33,7 @@ from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.planning.outputs import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Rejection, Task
-from gradshard_core.s3.streams import RangeStream
+from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.task_client import TaskS3Client
 
 READERS: Final = 8

@@ -30,7 +30,7 @@ from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.records.noise_key import read_noise_key
-from gradshard_core.s3.streams import RangeStream, ReorderedStream
+from gradshard_core.s3.range_streams import RangeStream, ReorderedStream
 from gradshard_core.s3.task_client import TaskS3Client
 
 OPENERS = 8

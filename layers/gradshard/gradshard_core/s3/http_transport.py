@@ -1,4 +1,4 @@
-"""S3's operations over :mod:`gradshard_core.s3.http_requests`, for functions."""
+"""S3's operations over :mod:`gradshard_core.s3.http_connections`, for functions."""
 
 import contextlib
 import http.client
@@ -6,8 +6,14 @@ import os
 import re
 from typing import Any, Final
 
-from gradshard_core.s3 import streams
-from gradshard_core.s3.http_requests import Failure, HttpRequests, Request, Response, endpoint_url
+from gradshard_core.s3 import range_streams
+from gradshard_core.s3.http_connections import (
+    Failure,
+    HttpRequests,
+    Request,
+    Response,
+    endpoint_url,
+)
 from gradshard_core.s3.request_formats import (
     OPERATIONS,
     body_of,
@@ -73,7 +79,7 @@ class HttpTransport:
             headers_of(operation, parameters, body),
             body,
             # A task waits for these bytes, and S3 for the part that it writes meanwhile.
-            streams.PATIENCE_SECONDS if operation == "get_object" else None,
+            range_streams.PATIENCE_SECONDS if operation == "get_object" else None,
         )
 
         def accept(response: Response) -> dict[str, Any]:

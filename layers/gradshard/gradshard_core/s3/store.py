@@ -10,8 +10,8 @@ from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.multipart_requests import MultipartUploads
+from gradshard_core.s3.range_streams import Body, RangeStream
 from gradshard_core.s3.retries import Retries
-from gradshard_core.s3.streams import Body, RangeStream
 from gradshard_core.s3.transport import ResponseError, translated
 
 ANYTHING: Final = "*"

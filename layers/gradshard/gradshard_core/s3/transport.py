@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from gradshard_core.errors import StoreError, UnreadableObjectError
-from gradshard_core.s3.streams import explain_denial
+from gradshard_core.s3.range_streams import explain_denial
 from gradshard_core.s3.traffic import Meter
 
 _UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}
@@ -36,7 +36,8 @@ class Transport(Protocol):
         """Send a request, with retries after transient failures; return the response's fields.
 
         Operations, parameters and fields have boto3's names. ``Body`` of ``get_object`` has not
-        been read; it has the methods of :class:`~gradshard_core.s3.streams.Body`, and ``read``.
+        been read; it has the methods of :class:`~gradshard_core.s3.range_streams.Body`, and
+        ``read``.
 
         Raises
         ------

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from gradshard_core.errors import StoreError
-from gradshard_core.s3 import streams
+from gradshard_core.s3 import range_streams
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.sigv4 import Credentials, presign, sign
 from gradshard_core.s3.traffic import Meter
@@ -143,7 +143,7 @@ class _Direct(Response):
         filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
         # The socket's timeout applies to one call, and a single byte ends a call.
-        give_up = time.monotonic() + streams.PATIENCE_SECONDS
+        give_up = time.monotonic() + range_streams.PATIENCE_SECONDS
         # With the number given, a TLS socket does not create a view to find it out.
         while filled < wanted and (count := receive(buffer[filled:], wanted - filled)):
             filled += count
@@ -155,7 +155,7 @@ class _Direct(Response):
         return filled
 
     def read(self) -> bytes:
-        return streams.read_whole(self, self._left)
+        return range_streams.read_whole(self, self._left)
 
 
 class HttpRequests:
@@ -316,7 +316,7 @@ class HttpRequests:
         try:
             return self.idle.pop()
         except IndexError:
-            return self.new_connection(streams.PATIENCE_SECONDS)
+            return self.new_connection(range_streams.PATIENCE_SECONDS)
 
 
 def endpoint_url(service: str) -> str | None:
