@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 
 from gradshard import Federation
 from gradshard.deployment import engine_application, local_engine
+from gradshard.deployment.defaults import KEEPER_STACK
 from gradshard.deployment.local_engine import Engine
-from gradshard.deployment.stack_names import KEEPER_STACK
 from gradshard_core.s3.sigv4 import sign
 
 pytestmark = pytest.mark.e2e

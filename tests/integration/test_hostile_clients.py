@@ -9,8 +9,8 @@ import pytest
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.headers import FIRST_READ_BYTES
 from gradshard_core.rounds import arrivals
-from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.rounds.quorum import QuorumError
 from tests import reference
 from tests.integration.by_hand import Round
 

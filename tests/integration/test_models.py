@@ -13,7 +13,7 @@ from gradshard_core.formats.keys import ModelKeys
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.rounds.admission import QuorumError
+from gradshard_core.rounds.quorum import QuorumError
 from gradshard_core.s3.store import S3Store
 from tests import reference
 from tests.integration.by_hand import Round, Update, put_model, small

@@ -20,8 +20,8 @@ from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import aws_requests, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.rounds.quorum import QuorumError
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.transport import ResponseError
 from tests import reference

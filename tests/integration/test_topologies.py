@@ -13,9 +13,9 @@ from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import end_of_wait
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.end_of_wait import deadline_passed
+from gradshard_core.rounds.quorum import QuorumError
 from gradshard_core.rounds.waiting_record import Seen
 from tests import reference
 from tests.integration.by_hand import Round, Update, layout_of, small

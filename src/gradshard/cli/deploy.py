@@ -6,7 +6,7 @@ import click
 
 from gradshard.cli.options import debuggable
 from gradshard.deployment import deploy as deploying
-from gradshard.deployment.stack_names import STACK
+from gradshard.deployment.defaults import STACK
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -9,7 +9,7 @@ import click
 from gradshard.cli.command_groups import Commands
 from gradshard.cli.options import connected, debuggable, json_option, quiet_option
 from gradshard.cli.output import confirm, print_json
-from gradshard.deployment.stack_names import KEEPER_STACK
+from gradshard.deployment.defaults import KEEPER_STACK
 from gradshard.utils.text import escape_terminal
 
 if TYPE_CHECKING:

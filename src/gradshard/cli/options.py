@@ -11,12 +11,9 @@ import click
 from gradshard.cli.errors import DEBUG
 from gradshard.cli.option_types import DurationType, WholeNumberType, format_seconds
 from gradshard.cli.output import QUIET
-from gradshard.deployment.stack_names import STACK
+from gradshard.deployment.defaults import DEFAULT_PORT, STACK
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-DEFAULT_PORT: Final = 4566
-"""The port of :mod:`gradshard.deployment.engine_status`, repeated because that loads slowly."""
 
 DEFAULT_TICKET_SECONDS: Final = 24 * 3600
 MAX_TICKET_SECONDS: Final = 7 * 24 * 3600

@@ -18,7 +18,7 @@ from gradshard.cli.options import (
 from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import cell, dollars, print_json
 from gradshard.client.keeper_cost import KeeperCost
-from gradshard.deployment.stack_names import STACK
+from gradshard.deployment.defaults import STACK
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.formats.codecs.registry import CODECS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from gradshard.client import round_operations
 from gradshard.client.stack import Stack
-from gradshard.deployment import engine_status
+from gradshard.deployment.defaults import DEFAULT_PORT
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingStateError
 from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
 
@@ -58,7 +58,7 @@ class Federation:
         region: str | None = None,
         profile: str | None = None,
         local: bool = False,
-        port: int = engine_status.DEFAULT_PORT,
+        port: int = DEFAULT_PORT,
     ) -> None:
         self.stack = Stack(
             stack,

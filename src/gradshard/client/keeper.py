@@ -7,8 +7,7 @@ from typing import Any
 
 from gradshard.client.mask import need_libraries
 from gradshard.client.stack import Stack
-from gradshard.deployment import engine_status
-from gradshard.deployment.stack_names import KEEPER_STACK
+from gradshard.deployment.defaults import DEFAULT_PORT, KEEPER_STACK
 from gradshard_core.errors import KeeperError
 from gradshard_core.keeper.records import CLIENTS, PRIVATE_KEY, KeeperKeys, client_key
 
@@ -33,7 +32,7 @@ class Keeper:
         region: str | None = None,
         profile: str | None = None,
         local: bool = False,
-        port: int = engine_status.DEFAULT_PORT,
+        port: int = DEFAULT_PORT,
     ) -> None:
         self.store = Stack(
             stack,

@@ -15,7 +15,7 @@ from botocore.exceptions import BotoCoreError
 
 from gradshard.aws.boto_client import make_session
 from gradshard.deployment import application_sources, user_config
-from gradshard.deployment.stack_names import STACK
+from gradshard.deployment.defaults import STACK
 from gradshard_core.errors import DeployError
 from gradshard_core.planning import aws_limits
 

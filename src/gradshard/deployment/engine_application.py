@@ -12,6 +12,7 @@ from botocore.config import Config
 
 from gradshard.aws.boto_client import connect
 from gradshard.deployment import application_sources
+from gradshard.deployment.defaults import KEEPER_STACK, STACK
 from gradshard.deployment.engine_build import Build, find_or_make_build
 from gradshard.deployment.engine_start_stop import child_environment, tail_of
 from gradshard.deployment.engine_status import (
@@ -20,7 +21,6 @@ from gradshard.deployment.engine_status import (
     session,
     url_of,
 )
-from gradshard.deployment.stack_names import KEEPER_STACK, STACK
 from gradshard_core.errors import EngineError
 
 Progress = Callable[[str], None]

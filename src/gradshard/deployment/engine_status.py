@@ -15,12 +15,11 @@ from botocore.exceptions import ClientError
 from botocore.session import Session
 
 from gradshard.aws.boto_client import connect, make_session
+from gradshard.deployment.defaults import DEFAULT_PORT, STACK
 from gradshard.deployment.engine_gate import read_credentials
-from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import EngineError
 from gradshard_core.s3.sigv4 import Credentials
 
-DEFAULT_PORT: Final = 4566
 REGION: Final = "us-east-1"
 EPHEMERAL: Final = "ephemeral"
 """A file in an engine's folder: there if it keeps nothing."""

@@ -10,6 +10,7 @@ import shutil
 import sys
 
 from gradshard.deployment import application_sources
+from gradshard.deployment.defaults import DEFAULT_PORT, STACK
 from gradshard.deployment.engine_application import (
     Progress,
     deploy_if_changed,
@@ -17,7 +18,6 @@ from gradshard.deployment.engine_application import (
 )
 from gradshard.deployment.engine_start_stop import exclusive, free_port, is_ready, start, stop
 from gradshard.deployment.engine_status import (
-    DEFAULT_PORT,
     REGION,
     Engine,
     elsewhere,
@@ -27,7 +27,6 @@ from gradshard.deployment.engine_status import (
     session,
     status,
 )
-from gradshard.deployment.stack_names import STACK
 from gradshard_core.errors import EngineError
 
 __all__ = [

@@ -12,7 +12,6 @@ from gradshard.cli import main
 from gradshard.cli import options as cli_options
 from gradshard.client import federation, ticket_issuer
 from gradshard.client.stack import Stack
-from gradshard.deployment import local_engine
 from gradshard_core.planning.round_spec import OPTIONS
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStack, MemoryStore
@@ -86,7 +85,6 @@ def test_help_of_a_duration_names_units_default_and_bound() -> None:
 
 
 def test_constants_are_those_of_the_library() -> None:
-    assert cli_options.DEFAULT_PORT == local_engine.DEFAULT_PORT
     assert cli_options.DEFAULT_TICKET_SECONDS == ticket_issuer.DEFAULT_SECONDS
     assert cli_options.MAX_TICKET_SECONDS == ticket_issuer.MAX_SECONDS
 

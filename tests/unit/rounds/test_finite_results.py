@@ -16,7 +16,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.planning import history_limits
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import bad_inputs, overflow
-from gradshard_core.rounds.admission import QuorumError
+from gradshard_core.rounds.quorum import QuorumError
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.in_memory import OPENED, Machine

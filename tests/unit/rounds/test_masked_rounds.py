@@ -17,8 +17,8 @@ from gradshard_core.errors import KeeperError, SpecError, UpdateError
 from gradshard_core.planning.masking_options import Agreement, MaskingTerms
 from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import aws_requests
-from gradshard_core.rounds.admission import QuorumError
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.rounds.quorum import QuorumError
 from tests import masked, reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore

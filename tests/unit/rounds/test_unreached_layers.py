@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.rounds.admission import QuorumError
+from gradshard_core.rounds.quorum import QuorumError
 from tests import reference
 from tests.integration.by_hand import layout_of
 from tests.unit.in_memory import OPENED, Machine

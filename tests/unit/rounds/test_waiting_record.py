@@ -11,7 +11,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import aws_requests, plan_round, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.rounds.admission import QuorumError
+from gradshard_core.rounds.quorum import QuorumError
 from gradshard_core.rounds.waiting_record import ROUNDS_SEEN, Seen
 from tests import reference
 from tests.unit.fakes import MemoryStore

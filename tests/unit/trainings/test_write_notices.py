@@ -16,7 +16,7 @@ from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.sigv4 import Credentials, presign
 from gradshard_core.stragglers.client_report import Report
-from gradshard_core.trainings.write_notices import SECONDS, write_notices
+from gradshard_core.trainings.write_notices import URL_SECONDS, write_notices
 from tests.presigned import rejection
 from tests.unit.fakes import MemoryStore
 from tests.unit.trainings.machine import Killed, Machine
@@ -161,7 +161,7 @@ def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None
     now = datetime.now(UTC)
     for method, url, key, headers in asked:
         assert url.startswith(f"https://bucket/{key}?")
-        assert f"X-Amz-Expires={SECONDS}&" in url
+        assert f"X-Amz-Expires={URL_SECONDS}&" in url
         assert rejection(method, url, headers, SECRET, now=now) is None
         assert rejection("DELETE", url, headers, SECRET, now=now) is not None
     changed = given | {"If-None-Match": "x"}

@@ -1,12 +1,10 @@
 """Admission to a round: find the updates that can be averaged together."""
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from gradshard_core.errors import GradshardError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.planning.plan_parts import Contributor, Rejection
@@ -17,13 +15,6 @@ from gradshard_core.rounds.header_survey import Facts, Surveyed
 from gradshard_core.rounds.layout_examiner import LayoutExaminer, SentUpdate
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage
-
-NAMED: Final = 20
-"""Clients that an error names."""
-
-
-class QuorumError(GradshardError):
-    """Fewer good updates than the round's ``min_clients``."""
 
 
 class Admission(NamedTuple):
@@ -138,48 +129,6 @@ def admit(
         rejections.reject_all(store, bad, lambda client: told or address_of(client).keys)
     contributors = _contributors(spec, updates.values(), runs, address_of)
     return Admission(contributors, examiner.of_result, tuple(bad), examiner.coverage(updates))
-
-
-@contextlib.contextmanager
-def telling_if_it_fails(
-    store: S3Store, keys: RoundKeys, rejected: Sequence[Rejection]
-) -> Iterator[None]:
-    """Tell the senders of rejected updates if no plan can be made of the others."""
-    try:
-        yield
-    except (QuorumError, PlanError):
-        rejections.reject_all(store, rejected, lambda _: keys)
-        raise
-
-
-def check_quorum(admission_result: Admission, spec: RoundSpec, missing: Sequence[str]) -> None:
-    """Check that enough clients take part.
-
-    Raises
-    ------
-    QuorumError
-        They are too few; the text says who is missing, and why others were rejected.
-    """
-    count = len(admission_result.contributors)
-    # To know that a round of drawn clients had a quorum would be to know something of the draw.
-    if count >= spec.min_clients or spec.is_drawn:
-        return
-    updates = "update" if count == 1 else "updates"
-    text = f"{count} good {updates}, but min_clients is {spec.min_clients}"
-    if missing:
-        text += f"; missing: {first_of(missing, ', ')}"
-    if admission_result.rejected:
-        reasons = [
-            f"{rejection.client}: {rejection.reason}" for rejection in admission_result.rejected
-        ]
-        text += f"; rejected: {first_of(reasons, '; ')}"
-    raise QuorumError(text)
-
-
-def first_of(names: Sequence[str], separator: str) -> str:
-    """Join names, not so many that an error's text would be cut off (:data:`NAMED`)."""
-    more = len(names) - NAMED
-    return separator.join(names[:NAMED]) + (f"{separator}and {more} more" if more > 0 else "")
 
 
 def _recalled(

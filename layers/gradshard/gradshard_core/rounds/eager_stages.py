@@ -9,7 +9,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Level, Participants, Stage
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.weighing import weigh
-from gradshard_core.rounds import admission, end_of_wait, waiting_record
+from gradshard_core.rounds import admission, end_of_wait, quorum, waiting_record
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
 
@@ -69,9 +69,9 @@ def next_stage(context: PlanContext, previous: Plan) -> Plan:
         rejected=(*previous.participants.rejected, *admitted.rejected),
     )
     missing = () if awaited else spec.missing(answered)
-    with admission.telling_if_it_fails(context.store, context.keys, admitted.rejected):
+    with quorum.telling_if_it_fails(context.store, context.keys, admitted.rejected):
         if not awaited:
-            admission.check_quorum(admitted, spec, missing)
+            quorum.check_quorum(admitted, spec, missing)
         if previous.layout.nbytes:
             plan = _extend(spec, previous, groups, admitted.contributors)
         else:

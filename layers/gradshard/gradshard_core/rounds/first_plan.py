@@ -21,7 +21,14 @@ from gradshard_core.planning.plan_parts import (
     Stage,
 )
 from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.rounds import admission, arrivals, buffered_round, rejections, waiting_record
+from gradshard_core.rounds import (
+    admission,
+    arrivals,
+    buffered_round,
+    quorum,
+    rejections,
+    waiting_record,
+)
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
@@ -123,9 +130,9 @@ def _plan(
     addresses: Mapping[str, Address] | None,
 ) -> Plan:
     untold = admitted.rejected if addresses is None else ()
-    with admission.telling_if_it_fails(context.store, context.keys, untold):
+    with quorum.telling_if_it_fails(context.store, context.keys, untold):
         if not stage.awaited:
-            admission.check_quorum(admitted, context.spec, missing)
+            quorum.check_quorum(admitted, context.spec, missing)
         layout = write_layout(context, admitted.layout)
         try:
             plan = assemble(context, admitted.contributors, layout, admitted.coverage)

@@ -14,7 +14,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
 from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import admission
+from gradshard_core.rounds import quorum
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
@@ -140,8 +140,8 @@ def _without_bad(context: PlanContext, previous: Plan, refusal: Refusal) -> Plan
         {},
     )
     missing = previous.participants.missing
-    with admission.telling_if_it_fails(context.store, context.keys, rejected):
-        admission.check_quorum(remaining, context.spec, missing)
+    with quorum.telling_if_it_fails(context.store, context.keys, rejected):
+        quorum.check_quorum(remaining, context.spec, missing)
         plan = assemble(context, remaining.contributors, previous.layout, {})
     participants = Participants(plan.contributors, remaining.rejected, missing)
     return replace(plan, participants=participants)

@@ -8,7 +8,7 @@ from gradshard_core.planning import history_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.stored_lists import read_replan
-from gradshard_core.rounds import admission
+from gradshard_core.rounds import quorum
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
@@ -37,7 +37,7 @@ def replan(context: PlanContext, previous: Plan) -> Plan:
         {client: held for client, held in _coverage(previous).items() if client not in bad},
     )
     missing = previous.participants.missing
-    admission.check_quorum(remaining, context.spec, missing)
+    quorum.check_quorum(remaining, context.spec, missing)
     measured, decided = last_measurement(previous, rejected), None
     if measured is not None and remaining.contributors:
         layers = previous.layout.layers
@@ -84,7 +84,7 @@ def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rej
     if context.request.attempt < most or not rejected:
         return
     everybody = [*previous.participants.rejected, *rejected]
-    names = admission.first_of([rejection.client for rejection in everybody], ", ")
+    names = quorum.first_of([rejection.client for rejection in everybody], ", ")
     others = len(previous.contributors) - len(rejected)
     raise PlanError(
         f"round {context.round_id!r} was planned {most} times, and each "

@@ -1,1 +1,1 @@
-"""Access to S3: the store (botocore), the tasks' small client, range streams, signatures."""
+"""Access to S3: the store, the tasks' small client, range streams, signatures."""

@@ -47,7 +47,7 @@ from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.next_round import training_round
 
-SECONDS: Final = 12 * 3600
+URL_SECONDS: Final = 12 * 3600
 """For which URLs are signed: no session of a role lasts longer,
 https://docs.aws.amazon.com/IAM/latest/UserGuide/id_roles_manage-assume.html (2026-11). Lambda does
 not say when the credentials of a function end
@@ -191,8 +191,8 @@ class _Writer:
             self._seen_by(client, state, shared),
             self._ticket(client, state, shared, now),
             NoticeUrls(
-                signer.presign_read(self._keys.notice(client), SECONDS),
-                signer.presign_empty(self._keys.renewal(client), SECONDS),
+                signer.presign_read(self._keys.notice(client), URL_SECONDS),
+                signer.presign_empty(self._keys.renewal(client), URL_SECONDS),
             ),
             now.isoformat(),
         )
@@ -233,8 +233,8 @@ class _Writer:
             self._signer,
             RoundKeys(invitation.answered_to(self._keys)),
             client,
-            seconds=SECONDS,
-            expires_at=now + timedelta(seconds=SECONDS),
+            seconds=URL_SECONDS,
+            expires_at=now + timedelta(seconds=URL_SECONDS),
             model=shared.version.tensors.source,
             **shared.terms,
         )
