@@ -452,6 +452,8 @@ class Training:
     def resume(self) -> TrainingState:
         """Let a training go on that has paused, or whose execution was stopped; safe to repeat.
 
+        A training that is to pause when its round has ended goes on, too.
+
         Raises
         ------
         TrainingNotFoundError
@@ -466,7 +468,8 @@ class Training:
             if state.status == ENDED:
                 raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
             if state.status == RUNNING and not (is_lost and state.run == lost_run):
-                return state
+                is_to_pause = state.request == PAUSE
+                return replace(state, request=None, reason=None) if is_to_pause else state
             # Noise must not be taken out of a version by others: the training pauses at that.
             is_fixed = state.invitation or (state.tree and state.tree.live)
             return replace(

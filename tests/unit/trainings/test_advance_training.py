@@ -436,6 +436,21 @@ def test_a_request_to_a_training_with_a_round_under_way_starts_no_execution(
     assert machine.executions == [NAME]
 
 
+def test_a_resumed_training_does_not_pause_though_it_was_to(machine: Machine) -> None:
+    def ask(invitation: Invitation) -> None:
+        if invitation.number == 1:
+            machine.training.pause("later")
+            machine.training.resume()
+        else:
+            machine.training.stop("enough")
+            machine.training.resume()  # takes back no stop
+
+    machine.stack.trainings.executions[NAME] = Execution("RUNNING", {}, "", "")
+    machine.before_round = ask
+    state = machine.start(rounds=9, clients=CLIENTS)
+    assert (state.status, state.completed, state.cause) == ("ended", 2, "stopped: enough")
+
+
 def test_a_training_that_is_asked_to_stop_ends_though_its_round_fails_once_too_often(
     machine: Machine,
 ) -> None:
