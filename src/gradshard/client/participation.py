@@ -9,7 +9,12 @@ from typing import Any, Final
 from gradshard.client.compression import SEEDS, Compression
 from gradshard.client.deltas import change_of
 from gradshard.client.mask import Mask
-from gradshard.client.rejection_watch import OnRejection, RejectedUpdate, RejectionWatch
+from gradshard.client.rejection_watch import (
+    SETTLE_SECONDS,
+    OnRejection,
+    RejectedUpdate,
+    RejectionWatch,
+)
 from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
 from gradshard_core.aggregation.server_optimizers import MODELS
@@ -253,8 +258,10 @@ def _codec_of(codec: str | Compression | None, number: int) -> str | Compression
 
 def _states(access: TrainingAccess, pause: float, patience: float) -> Iterator[TrainingState]:
     while True:
-        yield _persistently(access.state, patience)
-        time.sleep(pause)
+        state = _persistently(access.state, patience)
+        yield state
+        # After the end, it is only awaited what has become of the last update.
+        time.sleep(min(pause, SETTLE_SECONDS) if state.status == ENDED else pause)
 
 
 def _persistently(request: Callable[[], Any], patience: float) -> Any:

@@ -102,16 +102,26 @@ def close_round(stack: Stack, keys: RoundKeys) -> bool:
         secret, and it lasts for its timeout: what others add must not depend on who was drawn.
     """
     for _ in poll(SETTLING_SECONDS):
+        is_settled = _waits_or_goes_on(stack, keys)
+        # After that: the spec, which is written before, may not have been there yet.
         _check_is_closable(stack, keys)
-        # Opening writes the callback after the spec. Planning deletes it, and writes the plan when
-        # all updates are read.
-        if stack.store.head(keys.callback) or stack.store.head(keys.plan):
+        if is_settled:
             event = {"round": keys.round_id, "deadline": True}
             return bool(stack.invoke("CollectUpdateFunctionName", event)["resumed"])
     raise RoundStateError(
         f"round {keys.round_id!r} is just being opened or planned, for {SETTLING_SECONDS:g} s by "
         "now; try again"
     )
+
+
+def _waits_or_goes_on(stack: Stack, keys: RoundKeys) -> bool:
+    """Whether a round can be resumed, or is planned.
+
+    Opening writes the token after the spec. Planning deletes it, and writes the plan when all
+    updates are read. A bad update that comes meanwhile is noted in a record without tokens.
+    """
+    has_token = stack.store.get_json(keys.callback, lambda record: bool(record["tokens"]))
+    return bool(has_token) or stack.store.head(keys.plan) is not None
 
 
 def _check_is_closable(stack: Stack, keys: RoundKeys) -> None:

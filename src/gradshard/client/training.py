@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
+from botocore.exceptions import ClientError
+
 from gradshard.client import round_operations
 from gradshard.client.stack import Stack
 from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
@@ -201,7 +203,7 @@ class Training:
         name = self.keys.execution(state.run)
         try:
             execution = self._stack.trainings.execution(name)
-        except ServiceError:
+        except (ServiceError, ClientError):
             return None
         if execution is None or not execution.has_ended:
             return None

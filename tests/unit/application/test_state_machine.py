@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gradshard_core import errors
-from gradshard_core.rounds import admission
+from gradshard_core.rounds import quorum
 from gradshard_core.rounds.finalize_round import BRANCHES
 
 ROOT = Path(__file__).parents[3]
@@ -191,7 +191,7 @@ def test_retries_and_catches_are_such_as_aws_takes(name: str) -> None:
 
 
 def test_errors_are_known_names() -> None:
-    ours = {name for module in (errors, admission) for name in vars(module)}
+    ours = {name for module in (errors, quorum) for name in vars(module)}
     ours |= set(BRANCHES.values())
     for state in STATES.values():
         for rule in (*rules(state, "Retry"), *rules(state, "Catch")):

@@ -119,6 +119,47 @@ class TestClosing:
         monkeypatch.setattr("time.sleep", open_round)
         assert round_.close()
 
+    def test_waits_until_the_round_can_be_resumed(
+        self, round_: Round, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # A bad update came while the round was being opened.
+        store.put_json(round_.keys.callback, {"tokens": []})
+
+        def open_round(_: float) -> None:
+            store.put_json(round_.keys.callback, {"tokens": ["token"]})
+
+        monkeypatch.setattr("time.sleep", open_round)
+        assert round_.close()
+
+    def test_of_a_round_of_clients_drawn_in_secret_that_is_just_being_opened(
+        self,
+        round_: Round,
+        stack: OperatedStack,
+        store: MemoryStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        store.delete(round_.keys.spec)
+        store.delete(round_.keys.callback)
+        dp = {
+            "clip": 1.0,
+            "noise_multiplier": 2.0,
+            "delta": 1e-5,
+            "draw": {"training": "t", "draw": "1", "probability": 0.5, "divisor": 2},
+        }
+        optimizer = {"optimizer": "fedavg", "model": "m", "updates": "deltas"}
+        drawn = {**SPEC, "dp": dp, "server_optimizer": optimizer}
+        execution_of = stack.execution
+
+        def opened_meanwhile(name: str) -> Execution | None:
+            store.put_json(round_.keys.spec, {**OPENED, "spec": drawn})
+            store.put_json(round_.keys.callback, {"tokens": ["token"]})
+            return execution_of(name)
+
+        monkeypatch.setattr(stack, "execution", opened_meanwhile)
+        with pytest.raises(RoundStateError, match="drawn in secret"):
+            round_.close()
+        assert not stack.events
+
     def test_says_that_a_round_ended_while_it_was_planned(
         self, round_: Round, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -152,6 +152,27 @@ def test_bad_updates_of_a_large_round_cost_their_senders_only(machine: Machine) 
     assert result_of(machine) == expected(good)
 
 
+def test_clients_that_are_too_many_for_a_large_round_are_told_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.open(clients=20, order="tree:5,5")
+    for number, update in enumerate(updates_of(30)):
+        submit(machine, number, update)
+    written: list[str] = []
+    put_bytes = machine.store.put_bytes
+
+    def put(key: str, *given: Any, **named: Any) -> Any:
+        written.append(key)
+        return put_bytes(key, *given, **named)
+
+    monkeypatch.setattr(machine.store, "put_bytes", put)
+    manifest = run(machine, DUE)
+    too_many = list(map(client, range(25, 30)))
+    assert [r["client"] for r in manifest["rejected"]] == too_many
+    told = [key for key in written if "/rejections/" in key]
+    assert sorted(told) == list(map(machine.keys.rejection, too_many))
+
+
 def test_a_large_round_votes_on_its_layout_and_takes_compressed_updates_by_its_terms(
     machine: Machine,
 ) -> None:

@@ -338,6 +338,8 @@ def test_invented_clients_do_not_make_up_the_quorum(machine: Machine, keeper: Ke
     keeper.answer(machine.name)
     with pytest.raises(QuorumError, match="1 good update, but min_clients is 2"):
         machine.plan(OPENED)
+    for client in ("c0001", "c0002"):
+        assert "not enrolled" in machine.store.get_json(machine.keys.rejection(client))["reason"]
     assert keeper.store.objects.keys() & {"answers/r.json", "work/r.json"} == set()
 
 

@@ -224,6 +224,21 @@ def test_a_client_reads_why_its_update_was_rejected_when_too_few_remain(machine:
     assert "tensor 'w' is F32 [3]" in machine.store.get_json(machine.keys.rejection("b"))["reason"]
 
 
+def test_a_client_reads_why_its_update_was_rejected_when_too_few_remain_in_the_last_stage(
+    machine: Machine,
+) -> None:
+    eager = {"eager": True, "topology": "lambda_fl", "fan_in": 2, "weights": "counts"}
+    machine.open(clients=["a", "b", "c", "d"], **TERMS | {"min_clients": 4}, **eager)
+    arrive(machine, "a")
+    arrive(machine, "b")
+    assert machine.turn(OPENED)["status"] == "awaiting"
+    arrive(machine, "c")
+    machine.collect("d", machine.submit("d", THREE))
+    with pytest.raises(QuorumError):
+        machine.plan(OPENED)
+    assert "tensor 'w' is F32 [3]" in machine.store.get_json(machine.keys.rejection("d"))["reason"]
+
+
 def test_no_round_completes_by_an_update_that_was_seen_and_deleted(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from botocore.exceptions import ClientError
 
 from gradshard.client import participation
 from gradshard.client.executions import Execution
@@ -449,6 +450,21 @@ def test_a_resumed_training_does_not_pause_though_it_was_to(machine: Machine) ->
     machine.before_round = ask
     state = machine.start(rounds=9, clients=CLIENTS)
     assert (state.status, state.completed, state.cause) == ("ended", 2, "stopped: enough")
+
+
+def test_a_request_to_a_training_takes_effect_though_its_execution_may_not_be_looked_at(
+    machine: Machine,
+) -> None:
+    def denied(_: str) -> None:
+        raise ClientError({"Error": {"Code": "AccessDeniedException"}}, "DescribeExecution")
+
+    def ask(_: Invitation) -> None:
+        machine.training.stop("enough")
+        assert machine.training.lost_execution(machine.state) is None
+
+    machine.patch.setattr(machine.stack.trainings, "execution", denied)
+    machine.before_round = ask
+    assert machine.start(rounds=9, clients=CLIENTS).cause == "stopped: enough"
 
 
 def test_a_training_that_is_asked_to_stop_ends_though_its_round_fails_once_too_often(

@@ -31,8 +31,8 @@ MAX_LAYER_PRODUCTS: Final = 2**18
 ``finalize_round`` hold them all: sums of them that attackers make long take 100 MB."""
 
 MAX_COMPARED_LAYERS: Final = 4096
-"""Layers on each of which a rule decides. ``plan_round`` has 300 s, and clients can make the
-geometric median of eight updates take 40 ms there."""
+"""Layers on each of which a rule decides. Clients can make the geometric median of eight updates
+take 40 ms in each, and ``plan_round``, which has 900 s, adds and writes besides."""
 
 MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,

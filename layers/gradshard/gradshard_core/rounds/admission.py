@@ -126,7 +126,9 @@ def admit(
 
     if addresses is not None:
         told = keys if spec.inbox is None else None
-        rejections.reject_all(store, bad, lambda client: told or address_of(client).keys)
+        # Those that did not come into the survey were told with its plan.
+        untold = bad if surveyed is None else bad[len(rejected) :]
+        rejections.reject_all(store, untold, lambda client: told or address_of(client).keys)
     contributors = _contributors(spec, updates.values(), runs, address_of)
     return Admission(contributors, examiner.of_result, tuple(bad), examiner.coverage(updates))
 

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from gradshard_core.formats.keys import (
-    RoundKeys,
-)
+from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning import history_limits
 from gradshard_core.planning.request_counts import HEADS_BEFORE_LIST, LOOKS_OF_A_LIST
