@@ -1,4 +1,4 @@
-"""What MiniStack's IAM does otherwise than AWS's, corrected."""
+"""Correct where MiniStack's IAM differs from AWS's."""
 
 import json
 import sys

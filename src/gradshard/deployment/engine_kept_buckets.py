@@ -28,7 +28,7 @@ def patch() -> None:
             for resource in other.get("_resources", {}).values()
         }
         free = {name: s3._buckets[name] for name in kept - taken if name in s3._buckets}
-        # What `sam` has uploaded it uploads again, if it is not there.
+        # A new bucket does for `sam`, which uploads again what is missing.
         is_ours = not properties.get("BucketName") and not stack.startswith(_STACK_OF_SAM)
         name = newest_of(free, stack, logical_id) if is_ours else None
         if name is None:

@@ -1,4 +1,4 @@
-"""What MiniStack's Lambda, and its events, do otherwise than AWS's, corrected."""
+"""Correct where MiniStack's Lambda and its events differ from AWS's."""
 
 import hashlib
 import io

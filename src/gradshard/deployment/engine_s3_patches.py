@@ -1,4 +1,4 @@
-"""What MiniStack's S3 does otherwise than AWS's, corrected."""
+"""Correct where MiniStack's S3 differs from AWS's."""
 
 import hashlib
 import secrets

@@ -1,4 +1,4 @@
-"""What MiniStack's Step Functions do otherwise than AWS's, corrected."""
+"""Correct where MiniStack's Step Functions differ from AWS's."""
 
 import json
 from contextvars import ContextVar

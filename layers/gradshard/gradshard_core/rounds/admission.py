@@ -52,7 +52,7 @@ def limit_to_expected(
 ) -> tuple[list[str], tuple[Rejection, ...]]:
     """Return which of the clients that have answered may take part, and reject those too many."""
     expected = [client for client in clients if spec.expects(client)]
-    # What is compared layer by layer takes memory for all pairs: as much as was checked at opening.
+    # Comparing layer by layer takes memory for all pairs. Opening has checked it for the expected.
     most = spec.expected if spec.compares_layers else spec.capacity
     places = most if len(expected) > spec.expected else len(expected)
     reason = f"the round takes {places} clients, and others come before this one"
