@@ -99,7 +99,7 @@ test-client: setup ## Run the unit tests of the built wheel without extras, on P
 # Plain `torch` brings gigabytes of CUDA where pip finds no other build; a CPU build does.
 TORCH_PYTHON := $(PYTHON)
 TORCH := torch
-TORCH_TESTS := tests/unit/test_torch.py tests/unit/client/test_tensors.py tests/unit/client/test_conversion.py tests/docs/test_torch.py
+TORCH_TESTS := tests/unit/test_torch.py tests/unit/updates/test_tensors.py tests/unit/updates/test_conversion.py tests/docs/test_torch.py
 
 test-torch: setup ## Run the tests that need PyTorch, in an environment of their own
 	$(TORCH_PYTHON) -m venv .venv-torch

@@ -11,9 +11,10 @@ import numpy as np
 from benchmarks.engine import Engine
 from benchmarks.servers import BUCKET
 from gradshard.aws.client_store import ClientStore
-from gradshard.client.compression import Compression, DecodedContent, EncodedContent
-from gradshard.client.upload_source import TensorContent
+from gradshard.updates.compression import Compression, DecodedContent, EncodedContent
+from gradshard.updates.upload_source import TensorContent
 from gradshard_core.aggregation.sharding import cut_shards
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.compressed_updates import encode_layout
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
@@ -24,14 +25,13 @@ from gradshard_core.formats.masked_updates import (
     Share,
     masked_layout,
 )
-from gradshard_core.planning import aws_limits
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.masking_options import parse_masking
+from gradshard_core.limits import aws_limits
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.store import ListedObject
+from gradshard_core.specs.masking_options import parse_masking
 from gradshard_core.units import MIB
 
 RING_BITS: Final = 32

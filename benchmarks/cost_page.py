@@ -9,22 +9,16 @@ from benchmarks.cost_text import PAPER, format_table
 from gradshard.papers import SYSTEMS, claims, published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
+from gradshard_core.costs import aws_prices, client_transfers, request_counts, round_cost, speeds
+from gradshard_core.costs.bandwidth import BURST
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.costs.round_projection import Projection
+from gradshard_core.costs.round_workload import workload_of
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import (
-    aws_limits,
-    aws_prices,
-    planner,
-    request_counts,
-    round_cost,
-    speeds,
-    transfers,
-)
-from gradshard_core.planning.aws_limits import MB_PER_VCPU
-from gradshard_core.planning.bandwidth import BURST
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.round_projection import Projection
-from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.planning.round_workload import workload_of
+from gradshard_core.limits import aws_limits
+from gradshard_core.limits.aws_limits import MB_PER_VCPU
+from gradshard_core.planning import planner
+from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 
 INIT_BILLED: Final = (
@@ -140,7 +134,7 @@ def _choices_section() -> str:
 - Use arm64, the default: it is {100 * _discount():.0f} % cheaper per second than x86-64.
 - Choose [tasks' memory](#why-192-mb-and-a-minute): `AggregatorMemory`.
 - Send less: [compress](#savings-by-compression), or train in BF16. An update over
-  {transfers.SINGLE_PUT_BYTES // MIB} MiB is sent in parts, and each part is a request.
+  {client_transfers.SINGLE_PUT_BYTES // MIB} MiB is sent in parts, and each part is a request.
 - Keep objects for fewer days: `RetentionDays`.
 """
 

@@ -14,8 +14,8 @@ import boto3
 from botocore.config import Config
 
 from benchmarks.servers import BUCKET, REGION, aws_environment
-from gradshard.deployment import engine_start_stop
-from gradshard.deployment.engine_gate import read_credentials
+from gradshard.local_engine import start_stop
+from gradshard.local_engine.gate import read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
 if TYPE_CHECKING:
@@ -96,15 +96,15 @@ class Engine:
 @contextlib.contextmanager
 def serve(*, bind: str | None = None) -> Iterator[Engine]:
     """Run an engine on a free port of the loopback interface, and of ``bind`` too."""
-    port = engine_start_stop.free_port()
+    port = start_stop.free_port()
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
         file = folder / "credentials.json"
-        engine_start_stop.make_credentials(file)
+        start_stop.make_credentials(file)
         credentials = read_credentials(file)
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "gradshard.deployment.engine_process", "--port", str(port)),
+                *(sys.executable, "-m", "gradshard.local_engine.process", "--port", str(port)),
                 *("--credentials", str(file)),
                 *(("--bind", bind) if bind else ()),
             ],
@@ -123,7 +123,7 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
 
 def _await(process: "subprocess.Popen[bytes]", port: int, credentials: Credentials) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not engine_start_stop.answers(port, credentials):
+    while not start_stop.answers(port, credentials):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("the engine did not start")
         time.sleep(0.1)

@@ -20,8 +20,8 @@ from tests import reference
 from gradshard import Federation
 from gradshard.aws.boto_client import make_client
 from gradshard.aws.client_store import ClientStore
-from gradshard.deployment import local_engine
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine import lifecycle
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.units import MIB
 
 COLUMNS = [
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small scenarios, a minute")
     scenarios = QUICK if parser.parse_args().quick else SCENARIOS
-    engine = local_engine.up(0, progress=print, owner=os.getpid())
+    engine = lifecycle.up(0, progress=print, owner=os.getpid())
     try:
         os.environ.update(engine.environment)
         print(f"| {' | '.join(COLUMNS)} |")
@@ -90,7 +90,7 @@ def main() -> None:
         for scenario in scenarios:
             print(run(scenario, engine), flush=True)
     finally:
-        local_engine.down(engine.port, delete=True)
+        lifecycle.down(engine.port, delete=True)
 
 
 def run(scenario: Scenario, engine: Engine) -> str:

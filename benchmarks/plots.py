@@ -10,10 +10,10 @@ from benchmarks.cost_plots import STYLE, WIDTH, Plot, Series
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL
 from benchmarks.workload import VGG_16
 from gradshard.papers.published_figures import SHARD_SWEEP_SECONDS
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.round_projection import project
+from gradshard_core.costs.workload import Workload
 from gradshard_core.planning import planner
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.round_projection import project
-from gradshard_core.planning.workload import Workload
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}
 MODEL_MEMORIES_MB: Final = (128, 256, 1769)

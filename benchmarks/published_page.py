@@ -11,9 +11,10 @@ from gradshard.papers import SYSTEMS, claims, published_figures, published_syste
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.planning import aws_limits, aws_prices, speeds, transfers
-from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.costs import aws_prices, client_transfers, speeds
+from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.limits import aws_limits
 from gradshard_core.units import MIB
 
 COLUMNS: Final[tuple[claims.Column, ...]] = ("full", "total")
@@ -400,8 +401,8 @@ starts ${1000 * vgg16.bill.starts:.2f}.
 The bounds come from published numbers with one PUT and one GET per client and object:
 ${1000 * published_figures.CLIENTS * once:.2f} with λ-FL. gradshard's clients pay
 ${1000 * vgg16.bill.s3_clients:.2f} a round of VGG-16 and ${1000 * gpt2.bill.s3_clients:.2f} above
-{transfers.SINGLE_PUT_BYTES // MIB} MiB. *Clients as the paper counts* gives them one request of
-each.
+{client_transfers.SINGLE_PUT_BYTES // MIB} MiB. *Clients as the paper counts* gives them one request
+of each.
 """
 
 

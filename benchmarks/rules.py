@@ -9,11 +9,11 @@ from benchmarks.runs import FUNCTION
 from benchmarks.servers import Server
 from benchmarks.suite import Progress
 from benchmarks.workload import RESNET_18, Case, Prepared, Workloads
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
-from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan, plan_to_json
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
+from gradshard_core.robust.rules import parse_robust_rule
 
 MEAN: Final = "mean"
 CLIENTS: Final = (20, 64)

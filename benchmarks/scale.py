@@ -11,12 +11,14 @@ from benchmarks import runs
 from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard_core.aggregation import topologies
+from gradshard_core.costs import memory_projection, speeds
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.round_projection import Projection
+from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import aws_limits, memory_projection, planner, speeds
-from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.limits import aws_limits
+from gradshard_core.planning import planner
 from gradshard_core.planning.plan_parts import Task
-from gradshard_core.planning.round_projection import Projection
-from gradshard_core.planning.workload import Workload
 from gradshard_core.units import MIB
 
 GIGABYTES: Final = (5, 50, 500)

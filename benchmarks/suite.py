@@ -10,7 +10,7 @@ from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SE
 from benchmarks.servers import Server
 from benchmarks.workload import RESNET_18, VGG_16, Case, Prepared, Workloads
 from gradshard_core.aggregation import sharding
-from gradshard_core.planning import memory_projection
+from gradshard_core.costs import memory_projection
 
 CASES: Final = (
     Case(20, RESNET_18, None, whole=True),

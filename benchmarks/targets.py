@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.runs import FUNCTION, is_wide
 from benchmarks.suite import whole_memory
-from gradshard_core.planning import memory_projection
+from gradshard_core.costs import memory_projection
 
 Json = dict[str, Any]
 

@@ -12,13 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.servers import BUCKET, Server
-from gradshard.client.compression import Compression, DecodedContent, EncodedContent
-from gradshard.client.upload_source import Content, FileContent, header_bytes
+from gradshard.updates.compression import Compression, DecodedContent, EncodedContent
+from gradshard.updates.upload_source import Content, FileContent, header_bytes
 from gradshard_core.aggregation.arithmetic import SHARES
+from gradshard_core.costs import memory_projection
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.workload import Workload
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
-from gradshard_core.planning import memory_projection, planner
-from gradshard_core.planning.lambda_config import LambdaConfig
+from gradshard_core.planning import planner
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.plan_parts import (
@@ -30,7 +32,6 @@ from gradshard_core.planning.plan_parts import (
     Task,
 )
 from gradshard_core.planning.weighing import weigh
-from gradshard_core.planning.workload import Workload
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514

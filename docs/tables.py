@@ -16,9 +16,9 @@ import click
 from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 
 from gradshard.cli import main as gradshard
-from gradshard_core.planning import training_spec
-from gradshard_core.planning.option_kinds import Option
-from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS
+from gradshard_core.specs import training_spec
+from gradshard_core.specs.option_kinds import Option
+from gradshard_core.specs.round_spec import DEFAULTS, OPTIONS
 
 DOCS: Final = Path(__file__).parent
 

@@ -11,10 +11,10 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from gradshard.client.compression import Compression, DecodedContent, EncodedContent
-from gradshard.client.residual import Residual
-from gradshard.client.tensors import unpack
-from gradshard.client.upload_source import TensorContent
+from gradshard.updates.compression import Compression, DecodedContent, EncodedContent
+from gradshard.updates.residual import Residual
+from gradshard.updates.tensors import unpack
+from gradshard.updates.upload_source import TensorContent
 from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 from stragglers import data, network, program, splits
 from stragglers.backends import InMemory

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gradshard.client.upload_source import TensorContent
+from gradshard.updates.upload_source import TensorContent
 from stragglers import network, program, splits
 from stragglers.backends import InMemory
 from stragglers.curves import Floats

@@ -19,8 +19,8 @@ def gradshard(job: Job) -> Transfer:
     """Do with the bytes what `submit` and `fetch` do."""
     from gradshard.aws.boto_client import make_client
     from gradshard.aws.client_store import ClientStore
-    from gradshard.client import downloads, uploads
-    from gradshard.client.upload_source import FileContent
+    from gradshard.updates import downloads, uploads
+    from gradshard.updates.upload_source import FileContent
     from gradshard_core.formats.keys import ObjectVersion
 
     store = ClientStore(BUCKET, make_client())

@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.observability import embedded_metrics
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.s3.http_transport import function_store
 from gradshard_core.trainings.advance_training import advance_training
 

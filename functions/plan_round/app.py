@@ -3,8 +3,8 @@
 import os
 from typing import Any
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.observability import embedded_metrics
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.rounds.keeper_wait import has_keeper
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round

@@ -5,14 +5,26 @@
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from gradshard.client.compression import Compression
     from gradshard.client.federation import Federation
     from gradshard.client.keeper import Keeper
-    from gradshard.client.mask import Mask
     from gradshard.client.model import Model
-    from gradshard.client.residual import Residual
     from gradshard.client.round import Round
+    from gradshard.updates.compression import Compression
+    from gradshard.updates.mask import Mask
+    from gradshard.updates.residual import Residual
     from gradshard_core.errors import GradshardError, RoundFailed
+
+_MODULES = {
+    "Compression": "gradshard.updates.compression",
+    "Federation": "gradshard.client.federation",
+    "GradshardError": "gradshard_core.errors",
+    "Keeper": "gradshard.client.keeper",
+    "Mask": "gradshard.updates.mask",
+    "Model": "gradshard.client.model",
+    "Residual": "gradshard.updates.residual",
+    "Round": "gradshard.client.round",
+    "RoundFailed": "gradshard_core.errors",
+}
 
 __all__ = [
     "Compression",
@@ -29,10 +41,8 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     # Loaded when it is used: `gradshard --help` needs no client library.
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    errors = {"GradshardError", "RoundFailed"}
-    module = "gradshard_core.errors" if name in errors else f"gradshard.client.{name.lower()}"
-    return getattr(import_module(module), name)
+    return getattr(import_module(_MODULES[name]), name)

@@ -10,8 +10,8 @@ from docs import tables
 
 from gradshard import Federation
 from gradshard.client.round_options import RoundOptions
-from gradshard_core.aggregation.robust_rules import ROBUST_RULES
-from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.robust.rules import ROBUST_RULES
+from gradshard_core.specs.round_spec import RoundSpec
 from tests.docs.pages import PAGES, ROOT
 
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.client.tensors import Array, pack, unpack
+from gradshard.updates.tensors import Array, pack, unpack
 from gradshard_core.formats.layout import encode_header
 from tests.docs.pages import ROOT, blocks
 

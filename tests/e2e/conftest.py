@@ -7,7 +7,7 @@ import boto3
 import pytest
 
 from gradshard import Federation
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
 from tests.e2e.deployed import Deployed
 
 

@@ -10,8 +10,8 @@ import boto3
 
 from gradshard.client.round import Round
 from gradshard.client.round_operations import LogLine
-from gradshard.client.upload_source import content_of
-from gradshard.client.uploads import upload
+from gradshard.updates.upload_source import content_of
+from gradshard.updates.uploads import upload
 
 if TYPE_CHECKING:
     from botocore.client import BaseClient

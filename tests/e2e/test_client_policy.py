@@ -19,8 +19,8 @@ from botocore.exceptions import ClientError
 from gradshard import Federation
 from gradshard.aws.boto_client import make_client
 from gradshard.aws.client_store import ClientStore
-from gradshard.client import uploads
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
+from gradshard.updates import uploads
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_permissions import as_list, asked

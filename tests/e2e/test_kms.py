@@ -16,13 +16,9 @@ import pytest
 
 from gradshard import Federation
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.deployment import (
-    application_sources,
-    engine_application,
-    engine_start_stop,
-    local_engine,
-)
-from gradshard.deployment.local_engine import Engine
+from gradshard.deployment import application_sources
+from gradshard.local_engine import application, lifecycle, start_stop
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked
@@ -43,9 +39,9 @@ def key(engine: Engine) -> str:
 @pytest.fixture(scope="module")
 def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     """The application under that key."""
-    build = engine_application.find_or_build(engine, local_engine.STACK, print)
+    build = application.find_or_build(engine, lifecycle.STACK, print)
     config = build.sources / "samconfig.toml"
-    given = [*engine_application.template_parameters(config, engine), f"KmsKeyArn={key}"]
+    given = [*application.template_parameters(config, engine), f"KmsKeyArn={key}"]
     line = [
         application_sources.find_sam(),
         "deploy",
@@ -56,7 +52,7 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     done = subprocess.run(
         [*line, "--parameter-overrides", *given],
         cwd=build.sources,
-        env=engine_start_stop.child_environment(engine),
+        env=start_stop.child_environment(engine),
         capture_output=True,
         text=True,
         check=False,

@@ -11,9 +11,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, Keeper, Mask, RoundFailed
-from gradshard.client.mask import make_identity
-from gradshard.client.verification_ticket import VerificationTicket
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
+from gradshard.updates.mask import make_identity
+from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.keeper.records import PRIVATE_KEY
 from tests import masked

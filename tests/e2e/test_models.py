@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from gradshard import Federation, RoundFailed
 from gradshard.cli import main
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.round_ticket import Ticket
+from gradshard.tickets.round_ticket import Ticket
 from gradshard_core.errors import ModelNotFoundError, ModelStateError, RoundStateError, UpdateError
 from tests import reference
 from tests.e2e.deployed import Deployed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
 from tests.e2e import example_round
 from tests.e2e.deployed import Deployed
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
-from gradshard.deployment.local_engine import Engine
-from gradshard_core.planning import aws_prices
+from gradshard.local_engine.lifecycle import Engine
+from gradshard_core.costs import aws_prices
 from tests import reference
 from tests.e2e.deployed import Deployed, until
 

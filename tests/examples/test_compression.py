@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import compression
-from gradshard.client.residual import Residual
+from gradshard.updates.residual import Residual
 
 
 def update(seed: int = 0) -> dict[str, Any]:

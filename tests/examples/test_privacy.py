@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples"))
 
 import privacy
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
 
 
 def test_updates_are_clipped_and_averaged_with_noise() -> None:

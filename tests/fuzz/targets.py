@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from gradshard.client.round_ticket import Ticket
-from gradshard.client.ticket_file import NOT_A_TICKET
+from gradshard.tickets.round_ticket import Ticket
+from gradshard.tickets.ticket_file import NOT_A_TICKET
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.errors import PlanError, SpecError, UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
@@ -39,10 +39,10 @@ from gradshard_core.formats.headers import (
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import arrivals
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout
+from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
 from gradshard_core.stragglers.assignments import assign, find_target
 from gradshard_core.stragglers.client_report import parse_report

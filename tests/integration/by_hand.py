@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import PREFIX_BYTES
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

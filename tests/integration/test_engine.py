@@ -11,8 +11,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from gradshard.deployment.engine_lambda_patches import PROCESSES_OF_A_FUNCTION
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
+from gradshard.local_engine.patches_lambda import PROCESSES_OF_A_FUNCTION
 
 STUB = """
 import json, os

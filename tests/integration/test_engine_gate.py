@@ -20,8 +20,8 @@ from botocore.auth import S3SigV4QueryAuth, SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from gradshard.deployment import engine_start_stop
-from gradshard.deployment.local_engine import REGION, Engine
+from gradshard.local_engine import start_stop
+from gradshard.local_engine.lifecycle import REGION, Engine
 
 ROLE = {
     "Action": "CreateRole",
@@ -320,8 +320,8 @@ def test_only_the_given_addresses_are_listened_on(engine: Engine) -> None:
 def test_the_key_is_its_users_alone(engine: Engine, tmp_path: Path) -> None:
     assert engine.credentials_file.stat().st_mode & 0o777 == 0o600
     assert engine.folder.stat().st_mode & 0o077 == 0
-    engine_start_stop.make_credentials(tmp_path / "one")
-    engine_start_stop.make_credentials(tmp_path / "two")
+    start_stop.make_credentials(tmp_path / "one")
+    start_stop.make_credentials(tmp_path / "two")
     assert (tmp_path / "one").read_text() != (tmp_path / "two").read_text()
 
 

@@ -66,7 +66,7 @@ CHECK_ADMISSION = """
 import sys
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.rounds import admission
 from tests.integration.test_header_memory import CLIENTS, Bucket, peak_mb
 bucket = Bucket(sys.argv[1])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradshard.aws import boto_client
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.masked_updates import roster_digest

@@ -16,14 +16,14 @@ import boto3
 import pytest
 from ministack.services import s3 as ministack_s3
 
-from gradshard.deployment.engine_large_objects import (
+from gradshard.local_engine.large_objects import (
     LARGE_BYTES,
     Spool,
     StoredBody,
     _open,
     _patch_writing,
 )
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client

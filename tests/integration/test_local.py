@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.deployment import engine_start_stop, local_engine
+from gradshard.local_engine import lifecycle, start_stop
 from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
 
@@ -37,33 +37,33 @@ def taken() -> Iterator[int]:
 
 def test_a_port_that_is_taken(taken: int) -> None:
     with pytest.raises(EngineError, match=rf"port {taken} .* choose another with --port"):
-        local_engine.up(taken)
-    assert not local_engine.status(taken).running
+        lifecycle.up(taken)
+    assert not lifecycle.status(taken).running
 
 
 def test_an_address_that_is_not_this_machines() -> None:
     with pytest.raises(EngineError, match=rf"{NOBODYS} cannot .* choose another with --bind"):
-        local_engine.up(0, bind=NOBODYS)
+        lifecycle.up(0, bind=NOBODYS)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])  # noqa: S104
 def test_every_address_at_once_is_not_meant(address: str) -> None:
     with pytest.raises(EngineError, match="every address of this machine: name the one"):
-        local_engine.up(0, bind=address)
+        lifecycle.up(0, bind=address)
 
 
 def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with engine_start_stop.exclusive(4571):
+        with start_stop.exclusive(4571):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with engine_start_stop.exclusive(4571):
+    with start_stop.exclusive(4571):
         thread.start()
         assert not entered.wait(0.3)
-        with engine_start_stop.exclusive(4572):
+        with start_stop.exclusive(4572):
             pass  # another engine's
     thread.join(10)
     assert entered.is_set()
@@ -71,7 +71,7 @@ def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
 
 def test_an_engine_of_another_port_that_got_a_dead_ones_id_is_not_taken_for_it(cache: Path) -> None:
     program = "import time; print(flush=True); time.sleep(60)"
-    other = [sys.executable, "-c", program, "-m", "gradshard.deployment.engine_process"]
+    other = [sys.executable, "-c", program, "-m", "gradshard.local_engine.process"]
     other += ["--port", "4572", "--credentials", "c"]
     with subprocess.Popen(other, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -81,9 +81,9 @@ def test_an_engine_of_another_port_that_got_a_dead_ones_id_is_not_taken_for_it(c
             folder.mkdir(parents=True)
             (folder / "pid").write_text(str(process.pid))
         try:
-            assert not local_engine.status(4571).running
-            assert local_engine.status(4572).running
-            assert not local_engine.down(4571)
+            assert not lifecycle.status(4571).running
+            assert lifecycle.status(4572).running
+            assert not lifecycle.down(4571)
             assert process.poll() is None
         finally:
             process.kill()
@@ -101,30 +101,30 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
         started.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
         return started[0].pid
 
-    monkeypatch.setattr(local_engine, "_check_machine", lambda: None)  # which starts processes too
+    monkeypatch.setattr(lifecycle, "_check_machine", lambda: None)  # which starts processes too
     monkeypatch.setattr("os.posix_spawn", spawn)
     with pytest.raises(IsADirectoryError):
-        local_engine.up(0)
-    assert not engine_start_stop.is_group_alive(started[0].pid)
+        lifecycle.up(0)
+    assert not start_stop.is_group_alive(started[0].pid)
     started[0].wait()
 
 
 def test_an_engine_ends_with_its_owner_even_if_that_is_killed() -> None:
     program = """
 import os, time
-from gradshard.deployment import engine_start_stop, local_engine
-engine = local_engine.status(engine_start_stop.free_port())
-engine_start_stop.start(engine, None, ephemeral=True, owner=os.getpid())
+from gradshard.local_engine import lifecycle, start_stop
+engine = lifecycle.status(start_stop.free_port())
+start_stop.start(engine, None, ephemeral=True, owner=os.getpid())
 print(local_engine.status(engine.port).pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
         assert owner.stdout
         pid = int(owner.stdout.readline())
-        assert engine_start_stop.is_group_alive(pid)
+        assert start_stop.is_group_alive(pid)
         owner.kill()
     for _ in poll(30, pause=0.05):
-        if not engine_start_stop.is_group_alive(pid):
+        if not start_stop.is_group_alive(pid):
             return
     os.killpg(pid, signal.SIGKILL)
     pytest.fail("the engine outlived its owner")

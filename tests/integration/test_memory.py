@@ -14,14 +14,14 @@ import pytest
 
 from gradshard_core.aggregation import sharding
 from gradshard_core.aggregation.optimizer_step import state_layout
+from gradshard_core.costs import memory_projection
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats import json_records
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.compressed_updates import encode_layout
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning import memory_projection
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds.plan_context import PlanRequest

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.rounds.quorum import QuorumError
 from tests import reference
 from tests.integration.by_hand import Round, Update, layout_of
@@ -90,7 +90,7 @@ def test_eight_clients_of_which_five_are_partial(
     shards: int,
 ) -> None:
     # So small an update would be one shard; the engine takes parts of any size.
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 1)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 1)
     round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule=rule, shards=shards)
     updates = submit_all(round_)
     assert round_.go() == {"status": "completed"}
@@ -122,7 +122,7 @@ def test_p_of_uniform_depth_stands_in_the_manifest(open_round: Callable[..., Rou
 def test_a_layer_that_no_client_covers_is_zero_and_costs_no_read(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 1)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 1)
     round_ = open_round(clients=CLIENTS, layout=LAYOUT, rule={"name": "salf", "p": 0.5}, shards=4)
     updates = submit_all(round_, [1, 1, 1, 2, 1, 1, 1, 1])
     assert round_.go() == {"status": "completed"}

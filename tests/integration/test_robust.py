@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.ticket_issuer import issue_ticket
+from gradshard.tickets.issuer import issue_ticket
 from gradshard_core.errors import PlanError
 from gradshard_core.s3.store import S3Store
 from tests import reference

@@ -14,9 +14,9 @@ import pytest
 import safetensors
 
 from gradshard.utils.crc64 import crc64_text
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
 from gradshard_core.planning import planner
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import aws_requests, waiting_record
 from gradshard_core.rounds.abort_round import abort_round

@@ -14,7 +14,7 @@ from typing import Any, Self
 import pytest
 
 from gradshard.aws import boto_client
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.s3 import http_connections, range_streams
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gradshard.client import ticket_http
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.round_ticket import Ticket
-from gradshard.client.ticket_issuer import issue_ticket
+from gradshard.tickets import http_client
+from gradshard.tickets.issuer import issue_ticket
+from gradshard.tickets.round_ticket import Ticket
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.s3 import retries
@@ -137,7 +137,7 @@ def test_an_endless_reason_is_not_read(host: Host, ticket: Ticket) -> None:
 def test_a_slow_reason_is_not_waited_for(
     host: Host, ticket: Ticket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ticket_http, "ANSWER_SECONDS", -1.0)
+    monkeypatch.setattr(http_client, "ANSWER_SECONDS", -1.0)
     host.headers, host.body = OF_S3, lambda: iter([b"{", b"}"])
     with pytest.raises(TicketError, match=r"for more than -1 s"):
         TicketRound(ticket).rejection()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradshard.deployment.local_engine import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.s3 import range_streams
 from gradshard_core.s3.range_streams import RangeStream

@@ -16,14 +16,14 @@ from safetensors.numpy import load, load_file, save_file
 
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
-from gradshard.client import ticket_issuer
-from gradshard.client.compression import Compression
-from gradshard.client.residual import Residual
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.round_ticket import Ticket
-from gradshard.client.ticket_issuer import issue_download_ticket, issue_ticket
-from gradshard.client.ticket_parts import PartUrls, encode_completion
-from gradshard.client.upload_source import PaddedContent, TensorContent
+from gradshard.tickets import issuer
+from gradshard.tickets.issuer import issue_download_ticket, issue_ticket
+from gradshard.tickets.round_ticket import Ticket
+from gradshard.tickets.upload_parts import PartUrls, encode_completion
+from gradshard.updates.compression import Compression
+from gradshard.updates.residual import Residual
+from gradshard.updates.upload_source import PaddedContent, TensorContent
 from gradshard.utils import polling
 from gradshard_core.errors import (
     RoundFailed,
@@ -37,13 +37,13 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.ticket_json import signed_lengths
 from gradshard_core.rounds.arrivals import Update, check_update
 from gradshard_core.rounds.rejections import reject
 from gradshard_core.s3 import retries
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 from tests import compressed, reference
 from tests.integration.conftest import as_clients_do
@@ -374,7 +374,7 @@ class TestInParts:
 
     @pytest.fixture(autouse=True)
     def _parts_as_small_as_s3_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(ticket_issuer, "MIN_PART_BYTES", 5 * MIB)
+        monkeypatch.setattr(issuer, "MIN_PART_BYTES", 5 * MIB)
 
     @pytest.fixture
     def large(self) -> dict[str, reference.Array]:

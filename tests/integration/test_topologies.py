@@ -7,8 +7,8 @@ import boto3
 import numpy as np
 import pytest
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import end_of_wait

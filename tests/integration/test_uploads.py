@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client import uploads
-from gradshard.client.upload_source import FileContent
-from gradshard.client.uploads import CHUNK_BYTES, checksum_of, upload
+from gradshard.updates import uploads
+from gradshard.updates.upload_source import FileContent
+from gradshard.updates.uploads import CHUNK_BYTES, checksum_of, upload
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.s3.multipart_requests import Part

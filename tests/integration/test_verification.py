@@ -11,7 +11,7 @@ import pytest
 
 from gradshard.client import round as client_round
 from gradshard.client.stack import Stack
-from gradshard.client.verification import Verification, VerificationError
+from gradshard.verification.round_verification import Verification, VerificationError
 from gradshard_core.errors import ChangedObjectError, GradshardError, RoundStateError, SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.s3.store import S3Store
@@ -362,7 +362,7 @@ def test_a_flipped_bit_is_found_if_its_range_is_drawn_and_only_then(
         found = outcome_of(round_, 0.25, seed)
         assert (found.ranges, found.sampled_ranges, found.nbytes) == (20, 5, nbytes)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("gradshard.client.verification.THREADS", 1)
+            patch.setattr("gradshard.verification.round_verification.THREADS", 1)
             assert outcome_of(round_, 0.25, seed) == found
         outcomes.add((found.is_correct, found.wrong_ranges, len(found.differences)))
         for difference in found.differences:

@@ -11,9 +11,9 @@ from types import ModuleType
 from typing import Any
 
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning import aws_limits
-from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_spec import read_spec
+from gradshard_core.specs.round_spec import RoundSpec
 from tests import reference
 from tests.notifications import uploaded
 from tests.planned import levels_of

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from gradshard.client.model import Model
-from gradshard.client.tensors import Array
+from gradshard.updates.tensors import Array
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.model_registry import Version

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gradshard.report.facts import Facts, facts_of
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.round_projection import project
-from gradshard_core.planning.workload import Workload
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.round_projection import project
+from gradshard_core.costs.workload import Workload
 
 OPENED: Final = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PLANNED: Final = OPENED + timedelta(minutes=7, milliseconds=400)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.planning import aws_limits
+from gradshard_core.limits import aws_limits
 from gradshard_core.rounds import aws_json, aws_requests
 from gradshard_core.s3.store import ListedObject
 from tests.unit.in_memory import Machine

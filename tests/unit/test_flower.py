@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradshard.client.federation import Federation
-from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.robust.rules import parse_robust_rule
 from tests.unit.fakes import MemoryStack, MemoryStore
 
 
@@ -49,8 +49,8 @@ class TestWithFlower:
         """What the mod makes of a training that ends with these metrics and models."""
         from flwr.app import Message, MetricRecord, RecordDict
 
-        from gradshard.client.round_ticket import Ticket
         from gradshard.flower.mods import _uploading
+        from gradshard.tickets.round_ticket import Ticket
         from tests.flower.clients import record_of
 
         records = {name: record_of(model) for name, model in models.items()}
@@ -60,7 +60,7 @@ class TestWithFlower:
         return _uploading(answer, Ticket.loads(order["ticket"]), layout, order["weighted-by"])
 
     def layout_of(self, model: dict[str, Any]) -> Any:
-        from gradshard.client.tensors import pack
+        from gradshard.updates.tensors import pack
 
         return pack(model)[0]
 
@@ -85,7 +85,7 @@ class TestWithFlower:
         assert not seen.flags.owndata
 
     def test_every_message_has_its_own_ticket_and_no_model(self) -> None:
-        from gradshard.client.round_ticket import Ticket
+        from gradshard.tickets.round_ticket import Ticket
 
         messages = self.send(self.strategy(), (5, 40), MODEL)
         tickets = [Ticket.loads(m.content["gradshard"]["ticket"]) for m in messages]
@@ -94,7 +94,7 @@ class TestWithFlower:
         assert all(not m.content["arrays"] for m in messages)
 
     def test_a_ticket_signs_few_lengths(self) -> None:
-        from gradshard.client.round_ticket import Ticket
+        from gradshard.tickets.round_ticket import Ticket
 
         large = {"w": np.zeros(1 << 22, np.float32)}
         [message, _] = self.send(self.strategy(), (1, 2), large)
@@ -227,7 +227,7 @@ class TestWithFlower:
         from flwr.serverapp.strategy import Bulyan
 
         from tests.flower.clients import record_of
-        from tests.unit.aggregation.test_robust_by_element import combine
+        from tests.unit.robust.test_by_element import combine
 
         rng = np.random.default_rng(seed)
         updates = rng.standard_normal((16, 40)).astype("f4")
@@ -258,7 +258,7 @@ class TestWithFlower:
     def test_columns_are_those_of_flower(self, clients: int, beta: float) -> None:
         from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
-        from tests.unit.aggregation.test_robust_by_element import combine
+        from tests.unit.robust.test_by_element import combine
 
         if int(beta * clients) == 0:
             pytest.skip("nothing is left out, which gradshard rejects")

@@ -103,11 +103,11 @@ def test_functions_import_no_client() -> None:
         ),
         (
             "gradshard_core.rounds.aggregate_shard",
-            ["gradshard_core.planning.round_cost"],
+            ["gradshard_core.costs.round_cost"],
         ),
         (
-            "gradshard.client.uploads",
-            ["gradshard_core.planning.round_cost", "gradshard_core.planning.planner"],
+            "gradshard.updates.uploads",
+            ["gradshard_core.costs.round_cost", "gradshard_core.planning.planner"],
         ),
     ],
 )

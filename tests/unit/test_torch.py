@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors import deserialize
 
-from gradshard.client.compression import Compression
 from gradshard.client.round import Round
-from gradshard.client.tensors import pack, unpack
+from gradshard.updates.compression import Compression
+from gradshard.updates.tensors import pack, unpack
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import encode_header
@@ -425,6 +425,6 @@ def test_changes_of_a_model_are_compressed_as_they_are(codec: str) -> None:
 
 
 def test_nothing_else_imports_torch() -> None:
-    code = "import sys, gradshard.client.federation, gradshard.cli, gradshard.client.tensors; "
+    code = "import sys, gradshard.client.federation, gradshard.cli, gradshard.updates.tensors; "
     code += "sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

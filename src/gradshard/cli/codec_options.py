@@ -11,7 +11,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import USUAL_FRACTION
 
 if TYPE_CHECKING:
-    from gradshard.client.compression import Compression
+    from gradshard.updates.compression import Compression
 
 _OPTIONS = (
     option(
@@ -66,8 +66,8 @@ def compression_of(
                 "Give a --codec with --codec-fraction, --codec-seed and --residual."
             )
         return None
-    from gradshard.client.compression import Compression
-    from gradshard.client.residual import Residual
+    from gradshard.updates.compression import Compression
+    from gradshard.updates.residual import Residual
 
     return Compression(
         codec,

@@ -8,8 +8,8 @@ import click
 from gradshard.cli.options import debuggable, json_option, option, output_option, quiet_option
 from gradshard.cli.output import confirm, print_json
 from gradshard.cli.terminal_progress import progress_bar
-from gradshard.client import conversion as converting
-from gradshard.client.compression import Compression
+from gradshard.updates import conversion as converting
+from gradshard.updates.compression import Compression
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 from gradshard_core.formats.codecs.registry import CODECS
 

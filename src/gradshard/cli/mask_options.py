@@ -9,7 +9,7 @@ import click
 from gradshard.cli.options import Command, option, with_options
 
 if TYPE_CHECKING:
-    from gradshard.client.mask import Mask
+    from gradshard.updates.mask import Mask
 
 
 def mask_options(command: Command) -> Command:
@@ -40,6 +40,6 @@ def mask_of(key: Path | None, keeper: str | None) -> "Mask | None":
         raise click.UsageError("Give --mask-key and --keeper together.")
     if key is None or keeper is None:
         return None
-    from gradshard.client.mask import Mask
+    from gradshard.updates.mask import Mask
 
     return Mask(key, keeper)

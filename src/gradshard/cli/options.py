@@ -17,7 +17,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 DEFAULT_TICKET_SECONDS: Final = 24 * 3600
 MAX_TICKET_SECONDS: Final = 7 * 24 * 3600
-"""The bounds of :mod:`gradshard.client.ticket_issuer`, repeated because that loads slowly."""
+"""The bounds of :mod:`gradshard.tickets.issuer`, repeated because that loads slowly."""
 
 
 def option(

@@ -8,7 +8,7 @@ import click
 
 from gradshard.cli.option_types import DurationType, JsonType, NumberType, format_seconds
 from gradshard.cli.options import Command, option, with_options
-from gradshard_core.planning.option_kinds import (
+from gradshard_core.specs.option_kinds import (
     REQUIRED,
     Choice,
     Duration,
@@ -17,7 +17,7 @@ from gradshard_core.planning.option_kinds import (
     Parsed,
     WholeNumber,
 )
-from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS
+from gradshard_core.specs.round_spec import DEFAULTS, OPTIONS
 
 NO_OPTIONS: Final = ("clients", "inbox")
 """Commands define the first one for themselves, as --client and --clients; the second one is for

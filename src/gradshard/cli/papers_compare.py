@@ -17,7 +17,7 @@ from gradshard.papers.topology_trials import Outcome, Trial
 from gradshard.utils.text import escape_terminal, format_size
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
-from gradshard_core.planning import aws_limits
+from gradshard_core.limits import aws_limits
 
 DIGEST_CHARACTERS: Final = 8
 

@@ -19,12 +19,13 @@ from gradshard.papers.claims import Comparison
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
+from gradshard_core.costs import aws_prices
+from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.costs.round_cost import Prices
 from gradshard_core.errors import PlanError, SpecError
-from gradshard_core.planning import aws_limits, aws_prices
-from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.own_limits import MAX_CLIENTS
-from gradshard_core.planning.round_cost import Prices
+from gradshard_core.limits import aws_limits
+from gradshard_core.limits.own_limits import MAX_CLIENTS
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 

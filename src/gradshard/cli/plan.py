@@ -21,16 +21,18 @@ from gradshard.client.keeper_cost import KeeperCost
 from gradshard.deployment.defaults import STACK
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.costs import aws_prices, large_rounds, memory_projection
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.costs.round_projection import Projection
+from gradshard_core.costs.round_workload import workload_of
+from gradshard_core.costs.workload import Workload
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.planning import aws_limits, aws_prices, large_rounds, memory_projection, planner
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.masking_options import check_unused
-from gradshard_core.planning.own_limits import MAX_CLIENTS
-from gradshard_core.planning.round_projection import Projection
-from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import parse_spec
-from gradshard_core.planning.round_workload import workload_of
-from gradshard_core.planning.workload import Workload
+from gradshard_core.limits import aws_limits
+from gradshard_core.limits.own_limits import MAX_CLIENTS
+from gradshard_core.planning import planner
+from gradshard_core.specs.masking_options import check_unused
+from gradshard_core.specs.round_spec import RoundSpec
+from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 
 if TYPE_CHECKING:

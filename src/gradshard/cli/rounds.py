@@ -23,7 +23,7 @@ from gradshard.cli.output import confirm, confirm_file, print_json
 from gradshard.cli.terminal_progress import progress_bar, waiting
 from gradshard.cli.ticket import load, named
 from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT
+from gradshard_core.specs.round_spec import DEFAULT_TIMEOUT
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation

@@ -21,9 +21,9 @@ from gradshard_core.errors import TicketError
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
     from gradshard.client.round_by_ticket import TicketRound
-    from gradshard.client.round_ticket import Ticket
-    from gradshard.client.training_ticket import TrainingTicket
-    from gradshard.client.verification_ticket import VerificationTicket
+    from gradshard.tickets.round_ticket import Ticket
+    from gradshard.tickets.training_ticket import TrainingTicket
+    from gradshard.verification.verification_ticket import VerificationTicket
 
 
 @click.command()
@@ -120,7 +120,7 @@ def write_ticket(
 def load(path: Path, name: str | None = None, client: str | None = None) -> "TicketRound":
     """Read a ticket and print the host that it names; a given round or client must match it."""
     from gradshard.client.round_by_ticket import TicketRound
-    from gradshard.client.round_ticket import Ticket
+    from gradshard.tickets.round_ticket import Ticket
 
     found = Ticket.load(path)
     for kind, given, own in (("round", name, found.round_id), ("client", client, found.client)):

@@ -39,11 +39,11 @@ from gradshard.cli.training_view import (
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize, shortened
 from gradshard_core.errors import TrainingFailed
-from gradshard_core.planning.option_kinds import REQUIRED
-from gradshard_core.planning.round_spec import OPTIONS as ROUND_OPTIONS
-from gradshard_core.planning.training_round_options import DECIDED
-from gradshard_core.planning.training_spec import DEFAULTS, OPTIONS
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
+from gradshard_core.specs.option_kinds import REQUIRED
+from gradshard_core.specs.round_spec import OPTIONS as ROUND_OPTIONS
+from gradshard_core.specs.training_round_options import DECIDED
+from gradshard_core.specs.training_spec import DEFAULTS, OPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

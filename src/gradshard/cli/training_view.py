@@ -11,9 +11,9 @@ from rich.table import Table
 from gradshard.cli.output import cell
 from gradshard.utils.text import escape_terminal, format_duration, listed, pluralize
 from gradshard_core.formats.client_metrics import most_frequent
-from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import UncountedUpdate
 from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
+from gradshard_core.specs.training_spec import TrainingSpec
 
 if TYPE_CHECKING:
     from gradshard.client.training_progress import RoundProgress

@@ -15,8 +15,8 @@ from gradshard_core.errors import TicketError
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
-    from gradshard.client.verification import Verification
-    from gradshard.client.verification_ticket import VerificationTicket
+    from gradshard.verification.round_verification import Verification
+    from gradshard.verification.verification_ticket import VerificationTicket
 
 
 @click.command()
@@ -54,7 +54,7 @@ def verify(
     if the round made one. You need permission to read the updates, or a --ticket of
     `gradshard ticket --verify`, which names the round.
     """
-    from gradshard.client.verification import VerificationError
+    from gradshard.verification.round_verification import VerificationError
 
     held = federation.round(named(name)) if ticket is None else _held(ticket, name)
     with progress_bar(f"verifying {name or ticket}") as progress:
@@ -72,7 +72,7 @@ def verify(
 
 def _held(path: Path, name: str | None) -> "VerificationTicket":
     """Read a ticket, which must be that of the round if one is given, and print its host."""
-    from gradshard.client.verification_ticket import VerificationTicket
+    from gradshard.verification.verification_ticket import VerificationTicket
 
     held = VerificationTicket.load(path)
     if name not in {None, held.round_id}:

@@ -1,1 +1,1 @@
-"""The client library: federations, rounds, models, tickets, uploads and downloads."""
+"""The client library: federations, rounds, trainings and models, and taking part in them."""

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradshard.client.rejection_watch import RejectedUpdate
-from gradshard.client.tensors import Array, unpack
-from gradshard.client.upload_source import TensorContent
+from gradshard.updates.tensors import Array, unpack
+from gradshard.updates.upload_source import TensorContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.records.training_state import Invitation
 

@@ -14,8 +14,6 @@ from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingS
 from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
 
 if TYPE_CHECKING:
-    from gradshard.client.compression import Compression
-    from gradshard.client.mask import Mask
     from gradshard.client.model import Model
     from gradshard.client.participation import Evaluate, Participation, Train
     from gradshard.client.rejection_watch import OnRejection
@@ -23,6 +21,8 @@ if TYPE_CHECKING:
     from gradshard.client.round_options import RoundOptions
     from gradshard.client.training import Training
     from gradshard.client.training_start import ListedTraining, TrainingOptions
+    from gradshard.updates.compression import Compression
+    from gradshard.updates.mask import Mask
 
 
 class Federation:
@@ -109,9 +109,9 @@ class Federation:
         """
         from gradshard.client.round import Round
         from gradshard.client.round_opening import encode_spec, wait_until_open
-        from gradshard.client.upload_source import layout_record
-        from gradshard_core.planning.round_spec_parsing import parse_new_spec
+        from gradshard.updates.upload_source import layout_record
         from gradshard_core.records.stored_spec import read_spec, with_room
+        from gradshard_core.specs.round_spec_checks import parse_new_spec
 
         fields: dict[str, Any] = {"clients": clients, **options}
         if (layout := options.get("layout")) is not None:

@@ -5,8 +5,8 @@ from typing import Any
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
 from gradshard_core.formats.keys import TrainingKeys
-from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.specs.round_spec import RoundSpec
+from gradshard_core.specs.training_spec import TrainingSpec
 
 
 class Inbox(Round):

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from gradshard.client.mask import need_libraries
 from gradshard.client.stack import Stack
 from gradshard.deployment.defaults import DEFAULT_PORT, KEEPER_STACK
+from gradshard.updates.mask import need_libraries
 from gradshard_core.errors import KeeperError
 from gradshard_core.keeper.records import CLIENTS, PRIVATE_KEY, KeeperKeys, client_key
 

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple, Self
 
-from gradshard_core.planning import speeds
+from gradshard_core.costs import speeds
 
 KEEPER_MEMORY_MB: Final = 1769
 """Memory of `sum_masks` in keeper/template.yaml: that of one whole processor."""

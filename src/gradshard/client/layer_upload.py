@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gradshard.client.compression import Compression, keep_residual
-from gradshard.client.upload_source import content_of
-from gradshard.client.uploads import upload
+from gradshard.updates.compression import Compression, keep_residual
+from gradshard.updates.upload_source import content_of
+from gradshard.updates.uploads import upload
 
 if TYPE_CHECKING:
     from gradshard.client.round import Round

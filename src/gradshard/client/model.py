@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
-from gradshard.client.downloads import fetch_tensors
 from gradshard.client.privacy_accounting import budget_of, epsilon_of
 from gradshard.client.stack import Stack
-from gradshard.client.tensors import Array
-from gradshard.client.upload_source import model_content_of
-from gradshard.client.uploads import Progress, upload
+from gradshard.updates.downloads import fetch_tensors
+from gradshard.updates.tensors import Array
+from gradshard.updates.upload_source import model_content_of
+from gradshard.updates.uploads import Progress, upload
 from gradshard_core.aggregation.model_buffers import (
     check_patterns,
     conventional,

@@ -6,17 +6,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from gradshard.client.compression import SEEDS, Compression
-from gradshard.client.deltas import change_of
-from gradshard.client.mask import Mask
 from gradshard.client.rejection_watch import (
     SETTLE_SECONDS,
     OnRejection,
     RejectedUpdate,
     RejectionWatch,
 )
-from gradshard.client.tensors import Array
 from gradshard.client.training_access import ClientRound, TrainingAccess
+from gradshard.updates.compression import SEEDS, Compression
+from gradshard.updates.deltas import change_of
+from gradshard.updates.mask import Mask
+from gradshard.updates.tensors import Array
 from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.errors import (
     ModelNotFoundError,

@@ -6,14 +6,15 @@ from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.client import round_operations
-from gradshard.client.compression import Compression, compressed, keep_residual
 from gradshard.client.layer_upload import LayerUpload
-from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
 from gradshard.client.round_status import StatusPoller, read_status
-from gradshard.client.round_ticket import Ticket
 from gradshard.client.stack import Stack
-from gradshard.client.submission_checks import (
+from gradshard.tickets.issuer import DEFAULT_SECONDS, issue_ticket
+from gradshard.tickets.round_ticket import Ticket
+from gradshard.updates.compression import Compression, compressed, keep_residual
+from gradshard.updates.mask import Mask, check_unmasked, check_unreported, masked
+from gradshard.updates.submission_checks import (
     check_expected,
     check_partial,
     check_whole,
@@ -21,11 +22,10 @@ from gradshard.client.submission_checks import (
     is_counted,
     known_layout,
 )
-from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_ticket
-from gradshard.client.upload_source import Content, content_of
-from gradshard.client.uploads import Progress, upload
-from gradshard.client.verification import Verification
-from gradshard.client.verification_ticket import (
+from gradshard.updates.upload_source import Content, content_of
+from gradshard.updates.uploads import Progress, upload
+from gradshard.verification.round_verification import Verification
+from gradshard.verification.verification_ticket import (
     VerificationTicket,
     check_claim,
     issue_verification_ticket,
@@ -39,15 +39,15 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.planning.masking_options import Agreement
-from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.stored_lists import piece_reader, read_manifest
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
+from gradshard_core.specs.masking_options import Agreement
+from gradshard_core.specs.round_spec import RoundSpec
+from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.stragglers.assignments import Assignment
 
 POLLS_PER_EXECUTION: Final = 5

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, overload
 
-from gradshard.client.compression import decoded
-from gradshard.client.downloads import Checking, fetch_tensors
-from gradshard.client.tensors import Array
-from gradshard.client.upload_source import Content, check_finite, in_order_of
-from gradshard.client.uploads import Progress
+from gradshard.updates.compression import decoded
+from gradshard.updates.downloads import Checking, fetch_tensors
+from gradshard.updates.tensors import Array
+from gradshard.updates.upload_source import Content, check_finite, in_order_of
+from gradshard.updates.uploads import Progress
 from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundStateError, UpdateError, WaitTimeoutError
 from gradshard_core.formats.keys import ObjectVersion

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradshard.client.compression import Compression, compressed, decoded, keep_residual
-from gradshard.client.mask import Mask, check_unmasked, check_unreported, masked
 from gradshard.client.round_access import RoundAccess, Source
-from gradshard.client.round_ticket import Ticket
-from gradshard.client.ticket_requests import TicketRequests, UrlReader
-from gradshard.client.ticket_upload import TicketUpload
-from gradshard.client.upload_source import Content, PaddedContent, check_finite, content_of
-from gradshard.client.uploads import Progress, ignore_progress
+from gradshard.tickets.round_ticket import Ticket
+from gradshard.tickets.ticket_upload import TicketUpload
+from gradshard.tickets.url_requests import TicketRequests, UrlReader
+from gradshard.updates.compression import Compression, compressed, decoded, keep_residual
+from gradshard.updates.mask import Mask, check_unmasked, check_unreported, masked
+from gradshard.updates.upload_source import Content, PaddedContent, check_finite, content_of
+from gradshard.updates.uploads import Progress, ignore_progress
 from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError
 from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys

@@ -5,7 +5,7 @@ from datetime import datetime
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from gradshard_core.planning import measured_round_cost
+from gradshard_core.costs import measured_round_cost
 
 
 class Pace(NamedTuple):

@@ -9,9 +9,9 @@ from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning import aws_limits
-from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_spec import MOST_BYTES, read_spec
+from gradshard_core.specs.round_spec import RoundSpec
 
 OPENING_SECONDS: Final = 20.0
 """Seconds that opening a round waits for its spec to appear in the bucket."""

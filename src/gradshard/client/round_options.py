@@ -1,7 +1,7 @@
 """The types of the options with which a client opens a round.
 
 The meaning and default of each option are declared in
-:class:`gradshard_core.planning.round_spec.RoundSpec`.
+:class:`gradshard_core.specs.round_spec.RoundSpec`.
 """
 
 import inspect
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
-from gradshard_core.planning.round_spec import DEFAULTS, OPTIONS
+from gradshard_core.specs.round_spec import DEFAULTS, OPTIONS
 from gradshard_core.stragglers.layers import Naming
 
 

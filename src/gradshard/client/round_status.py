@@ -23,7 +23,7 @@ from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 
 if TYPE_CHECKING:
-    from gradshard_core.planning.inbox_spec import InboxSpec
+    from gradshard_core.specs.inbox_spec import InboxSpec
 
 READERS: Final = 16
 
@@ -164,7 +164,7 @@ class StatusPoller:
     def _updates(self, spec: dict[str, Any], plan: dict[str, Any] | None) -> Iterable[ListedObject]:
         if spec.get("inbox") is not None:
             # These load numpy, which the status of other rounds does without.
-            from gradshard_core.planning.inbox_spec import parse_inbox
+            from gradshard_core.specs.inbox_spec import parse_inbox
 
             return self._updates_in(parse_inbox(spec["inbox"]), plan)
         source = spec.get("updates_from")

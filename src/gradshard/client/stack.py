@@ -13,7 +13,8 @@ from gradshard.aws.boto_client import connect, make_client, make_session
 from gradshard.aws.boto_errors import as_service_errors
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.executions import Execution, Executions, ListedExecution
-from gradshard.deployment import engine_status, user_config
+from gradshard.deployment import user_config
+from gradshard.local_engine import running_engines
 from gradshard_core.errors import ServiceError
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class Stack:
     @cached_property
     def _session(self) -> Session:
         if self._port is not None:
-            return engine_status.session(engine_status.find(self._port))
+            return running_engines.session(running_engines.find(self._port))
         with as_service_errors():
             session = make_session(region=self._region, profile=self._profile)
             if not session.get_config_variable("region") and self._bucket is None:
@@ -229,4 +230,4 @@ class Stack:
     def _endpoint_url(self) -> str | None:
         if self._port is None:
             return self._given_endpoint_url
-        return engine_status.find(self._port).url
+        return running_engines.find(self._port).url

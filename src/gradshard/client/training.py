@@ -11,10 +11,11 @@ from botocore.exceptions import ClientError
 
 from gradshard.client import round_operations
 from gradshard.client.stack import Stack
-from gradshard.client.ticket_issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
 from gradshard.client.training_progress import ProgressReader
-from gradshard.client.training_ticket import TrainingTicket, issue_training_ticket
+from gradshard.tickets.issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
+from gradshard.tickets.training_ticket import TrainingTicket, issue_training_ticket
 from gradshard.utils.polling import poll
+from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES
 from gradshard_core.errors import (
     RoundNotFoundError,
     RoundStateError,
@@ -28,8 +29,6 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.planning.transfers import SINGLE_PUT_BYTES
 from gradshard_core.records.inbox import UncountedUpdate, count_rejected, list_waiting
 from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.stored_lists import read_record
@@ -46,6 +45,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     requested,
 )
+from gradshard_core.specs.training_spec import TrainingSpec
 
 READERS: Final = 16
 

@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, Protocol
 
-from gradshard.client.compression import Compression
 from gradshard.client.inbox import Inbox
-from gradshard.client.mask import Mask
 from gradshard.client.model import Model
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
-from gradshard.client.tensors import Array
 from gradshard.client.training import Training
-from gradshard_core.planning.masking_options import Agreement
-from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard.updates.compression import Compression
+from gradshard.updates.mask import Mask
+from gradshard.updates.tensors import Array
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.training_state import Invitation, TrainingState
+from gradshard_core.specs.masking_options import Agreement
+from gradshard_core.specs.training_spec import TrainingSpec
 
 
 class ClientRound(Protocol):

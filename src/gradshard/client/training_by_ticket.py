@@ -6,8 +6,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
-from gradshard.client.compression import Compression
-from gradshard.client.mask import Mask
 from gradshard.client.participation import (
     DEFAULT_PATIENCE_SECONDS,
     Evaluate,
@@ -17,11 +15,13 @@ from gradshard.client.participation import (
 )
 from gradshard.client.rejection_watch import OnRejection
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.round_ticket import ticket_of
-from gradshard.client.ticket_file import NOT_A_TICKET
-from gradshard.client.ticket_http import Response
-from gradshard.client.ticket_requests import TicketRequests
-from gradshard.client.training_ticket import TrainingTicket
+from gradshard.tickets.http_client import Response
+from gradshard.tickets.round_ticket import ticket_of
+from gradshard.tickets.ticket_file import NOT_A_TICKET
+from gradshard.tickets.training_ticket import TrainingTicket
+from gradshard.tickets.url_requests import TicketRequests
+from gradshard.updates.compression import Compression
+from gradshard.updates.mask import Mask
 from gradshard.utils.polling import poll
 from gradshard_core.errors import (
     RoundNotFoundError,

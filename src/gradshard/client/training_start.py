@@ -15,8 +15,6 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import TRAININGS, TrainingKeys, is_id
-from gradshard_core.planning.training_spec import OPTIONS
-from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -25,6 +23,8 @@ from gradshard_core.records.training_state import (
     read_state,
     read_training_spec,
 )
+from gradshard_core.specs.training_spec import OPTIONS
+from gradshard_core.specs.training_spec_checks import parse_training_spec
 
 STARTING_SECONDS: Final = 60.0
 """The seconds that starting a training waits for its state to appear in the bucket."""
@@ -35,7 +35,7 @@ STATES: Final = (RUNNING, PAUSED, ENDED)
 class TrainingOptions(RoundOptions, total=False):
     """Keyword arguments of :meth:`gradshard.client.federation.Federation.train`.
 
-    The options of a training, as in :class:`gradshard_core.planning.training_spec.TrainingSpec`,
+    The options of a training, as in :class:`gradshard_core.specs.training_spec.TrainingSpec`,
     and those of its rounds.
     """
 

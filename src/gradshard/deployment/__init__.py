@@ -1,1 +1,1 @@
-"""Deploy the application, to AWS or to the local engine."""
+"""Deploy the application to AWS, from its sources."""

@@ -17,7 +17,7 @@ from gradshard.aws.boto_client import make_session
 from gradshard.deployment import application_sources, user_config
 from gradshard.deployment.defaults import STACK
 from gradshard_core.errors import DeployError
-from gradshard_core.planning import aws_limits
+from gradshard_core.limits import aws_limits
 
 ANSWERS: Final = "deploy.toml"
 KEEPER_ANSWERS: Final = "deploy-keeper.toml"

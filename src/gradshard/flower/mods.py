@@ -10,12 +10,12 @@ from pathlib import Path
 
 from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 
-from gradshard.client.deltas import change_of
-from gradshard.client.mask import Mask
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.round_ticket import Ticket
-from gradshard.client.tensors import pack
 from gradshard.flower.arrays import RECORD, read_arrays, view
+from gradshard.tickets.round_ticket import Ticket
+from gradshard.updates.deltas import change_of
+from gradshard.updates.mask import Mask
+from gradshard.updates.tensors import pack
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.layout import Layout
 

@@ -15,29 +15,29 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consistency
 
-from gradshard.client.downloads import download_file
 from gradshard.client.federation import Federation
-from gradshard.client.ticket_issuer import DEFAULT_SECONDS, issue_download_ticket, issue_ticket
-from gradshard.client.upload_source import model_content_of
-from gradshard.client.uploads import upload
 from gradshard.flower.arrays import read_arrays, view
 from gradshard.flower.messages import LOG, by_number, counted, failure, named, with_order
 from gradshard.flower.update_combination import combination_of
+from gradshard.tickets.issuer import DEFAULT_SECONDS, issue_download_ticket, issue_ticket
+from gradshard.updates.downloads import download_file
+from gradshard.updates.upload_source import model_content_of
+from gradshard.updates.uploads import upload
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked_updates import roster_digest
-from gradshard_core.planning import aws_limits
-from gradshard_core.planning.masking_options import (
+from gradshard_core.limits import aws_limits
+from gradshard_core.records import model_registry
+from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
+from gradshard_core.specs.masking_options import (
     LEAST_MASKED,
     Agreement,
     check_layout,
     check_unused,
     parse_masking,
 )
-from gradshard_core.planning.round_spec_parsing import default_quorum
-from gradshard_core.records import model_registry
-from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
+from gradshard_core.specs.round_spec_checks import default_quorum
 
 ClientNames = Callable[[Grid, Sequence[int]], Mapping[int, str]]
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gradshard_core.aggregation.privacy_mechanism import LEAST_CLIENTS, parse_privacy
-from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.option_parsers import parse_rule
+from gradshard_core.privacy.privacy_mechanism import LEAST_CLIENTS, parse_privacy
+from gradshard_core.robust.rules import RobustRule
+from gradshard_core.specs.option_parsers import parse_rule
 
 
 class Combination(NamedTuple):

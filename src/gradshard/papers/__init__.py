@@ -2,7 +2,7 @@ r"""The cost of a round on AWS, by system: gradshard's shards beside the publish
 
 gradshard's ``shards`` are what its planner takes for as many clients: a grid beyond 64.
 
-Pure arithmetic over :mod:`gradshard_core.planning.aws_prices` and
+Pure arithmetic over :mod:`gradshard_core.costs.aws_prices` and
 :mod:`gradshard.papers.published_figures`.
 For functions f of a system, with m_f MB and t_f seconds each,
 
@@ -18,7 +18,7 @@ For functions f of a system, with m_f MB and t_f seconds each,
 The first two are the paper's ``agg`` column, the first three its ``full`` column; it counts none
 of the others. They are counted here as if gradshard's state machine ran every system. Clients'
 requests are those that each system's clients make: one for an object with the published systems,
-as the paper counts, and :func:`~gradshard_core.planning.round_projection.client_requests` with
+as the paper counts, and :func:`~gradshard_core.costs.round_projection.client_requests` with
 gradshard.
 
 Time: a function that reads r bytes in g GETs takes

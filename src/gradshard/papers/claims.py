@@ -18,12 +18,13 @@ from typing import Any, Final, Literal
 from gradshard.papers import SYSTEMS, gradshard_systems, published_figures
 from gradshard.papers.estimate import PUBLISHED, Estimate, Setting
 from gradshard.papers.published_figures import MODELS, Model
+from gradshard_core.costs import aws_prices
+from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.costs.request_counts import Requests
+from gradshard_core.costs.round_cost import Bill
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import aws_limits, aws_prices
-from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
-from gradshard_core.planning.request_counts import Requests
-from gradshard_core.planning.round_cost import Bill
+from gradshard_core.limits import aws_limits
 
 Column = Literal["full", "total"]
 """``full`` counts what the paper's column of that name counts, ``total`` everything."""

@@ -4,9 +4,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from gradshard.papers import published_figures
-from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.round_cost import US_EAST_1, Bill, Prices
+from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.costs.round_cost import US_EAST_1, Bill, Prices
 
 TITLES: Final = {
     "shards": "gradshard shards",

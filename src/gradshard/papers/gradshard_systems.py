@@ -4,10 +4,12 @@ from gradshard.papers import published_figures
 from gradshard.papers.estimate import TITLES, Estimate, Setting
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.costs import memory_projection
+from gradshard_core.costs.round_projection import Projection, project
+from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import aws_limits, memory_projection, planner
-from gradshard_core.planning.round_projection import Projection, project
-from gradshard_core.planning.workload import Workload
+from gradshard_core.limits import aws_limits
+from gradshard_core.planning import planner
 
 
 def shards(nbytes: int, setting: Setting) -> Estimate:

@@ -12,11 +12,12 @@ from gradshard.papers import published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.papers.published_figures import Measurement
 from gradshard_core.aggregation import topologies
+from gradshard_core.costs import round_cost, speeds
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.request_counts import Requests
+from gradshard_core.costs.round_cost import US_EAST_1, Bill, Tasks
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import aws_limits, round_cost, speeds
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.request_counts import Requests
-from gradshard_core.planning.round_cost import US_EAST_1, Bill, Tasks
+from gradshard_core.limits import aws_limits
 from gradshard_core.units import MIB
 
 WHOLE_COPIES: Final = 3

@@ -19,10 +19,10 @@ from gradshard_core.aggregation.addition_order import (
 )
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.costs import measured_round_cost, round_cost
+from gradshard_core.costs.round_cost import Bill
 from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.planning import measured_round_cost, round_cost
-from gradshard_core.planning.round_cost import Bill
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
@@ -37,7 +37,7 @@ class Trial:
     label
         The name that people read.
     topology, fan_in, order, weights, shards
-        The options of :class:`gradshard_core.planning.round_spec.RoundSpec`.
+        The options of :class:`gradshard_core.specs.round_spec.RoundSpec`.
     """
 
     label: str

@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.topologies import AUTO
-from gradshard_core.planning import measured_round_cost
+from gradshard_core.costs import measured_round_cost
 from gradshard_core.planning.plan_parts import NOBODY
-from gradshard_core.planning.round_spec_parsing import default_quorum
+from gradshard_core.specs.round_spec_checks import default_quorum
 from gradshard_core.stragglers.salf import FEDAVG
 
 Facts = dict[str, Any]

@@ -33,11 +33,11 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Task,
 )
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.planning.weighing import weigh
 from gradshard_core.s3 import range_streams
 from gradshard_core.s3.range_streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter
+from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import reference
 
 

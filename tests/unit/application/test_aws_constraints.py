@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("samcli", reason="sam is not installed: `make setup`")
 
-from gradshard_core.planning.aws_limits import MAX_STACK_NAME
+from gradshard_core.limits.aws_limits import MAX_STACK_NAME
 from tests.unit.application.test_template import ROOT, TEMPLATE
 
 CONSTRAINTS: list[dict[str, Any]] = tomllib.loads(

@@ -17,11 +17,11 @@ from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
-from gradshard.client.ticket_issuer import MAX_SECONDS
+from gradshard.tickets.issuer import MAX_SECONDS
+from gradshard_core.costs import speeds
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning import speeds
-from gradshard_core.planning.aws_limits import MAX_STACK_NAME
-from gradshard_core.planning.own_limits import MAX_CLIENTS, MAX_TIMEOUT
+from gradshard_core.limits.aws_limits import MAX_STACK_NAME
+from gradshard_core.limits.own_limits import MAX_CLIENTS, MAX_TIMEOUT
 from gradshard_core.rounds import aws_requests, rejections
 from tests.localstack.deployed import function_variables
 

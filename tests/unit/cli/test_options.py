@@ -10,9 +10,10 @@ import pytest
 
 from gradshard.cli import main
 from gradshard.cli import options as cli_options
-from gradshard.client import federation, ticket_issuer
+from gradshard.client import federation
 from gradshard.client.stack import Stack
-from gradshard_core.planning.round_spec import OPTIONS
+from gradshard.tickets import issuer
+from gradshard_core.specs.round_spec import OPTIONS
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStack, MemoryStore
 
@@ -85,8 +86,8 @@ def test_help_of_a_duration_names_units_default_and_bound() -> None:
 
 
 def test_constants_are_those_of_the_library() -> None:
-    assert cli_options.DEFAULT_TICKET_SECONDS == ticket_issuer.DEFAULT_SECONDS
-    assert cli_options.MAX_TICKET_SECONDS == ticket_issuer.MAX_SECONDS
+    assert cli_options.DEFAULT_TICKET_SECONDS == issuer.DEFAULT_SECONDS
+    assert cli_options.MAX_TICKET_SECONDS == issuer.MAX_SECONDS
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from tests.unit.cli.commands import Run, assert_one_line
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.round_projection import project
-from gradshard_core.planning.workload import Workload
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.round_projection import project
+from gradshard_core.costs.workload import Workload
 from tests.unit.cli.commands import REPORT, Run, assert_one_line
 from tests.unit.client.test_federation import execution, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore

@@ -8,7 +8,7 @@ from unittest.mock import Mock
 import pytest
 
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.client.round_ticket import Ticket
+from gradshard.tickets.round_ticket import Ticket
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStore
 

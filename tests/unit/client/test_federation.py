@@ -14,8 +14,8 @@ from gradshard.client import round_opening
 from gradshard.client.executions import Execution
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
-from gradshard.client.tensors import pack
-from gradshard.client.upload_source import TensorContent
+from gradshard.updates.tensors import pack
+from gradshard.updates.upload_source import TensorContent
 from gradshard.utils import polling
 from gradshard.utils.crc64 import crc64_text
 from gradshard_core.errors import (
@@ -31,7 +31,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, encode_header
-from gradshard_core.planning import aws_limits
+from gradshard_core.limits import aws_limits
 from gradshard_core.planning.outputs import StoredHeader
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
@@ -43,9 +43,9 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Rejection,
 )
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
+from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 

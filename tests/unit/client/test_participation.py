@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.compression import Compression
 from gradshard.client.federation import Federation
 from gradshard.client.model import Model
 from gradshard.client.participation import participate
 from gradshard.client.rejection_watch import SETTLE_SECONDS, RejectedUpdate
-from gradshard.client.residual import Residual
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
+from gradshard.updates.compression import Compression
+from gradshard.updates.residual import Residual
 from gradshard_core.errors import (
     ServiceError,
     StoreError,
@@ -27,8 +27,8 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.training_state import Invitation, TrainingState
+from gradshard_core.specs.training_spec_checks import parse_training_spec
 from tests import compressed, reference
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -15,11 +15,11 @@ from gradshard.client.privacy_accounting import (
     epsilon_from_models,
     epsilon_of,
 )
-from gradshard_core.aggregation.noise_tree import Place
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
-from gradshard_core.aggregation.secret_draw import SecretDraw, SecretSample
 from gradshard_core.errors import PrivacyBudgetError, SpecError
 from gradshard_core.formats.keys import StoredTensors
+from gradshard_core.privacy.noise_tree import Place
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
+from gradshard_core.privacy.secret_draw import SecretDraw, SecretSample
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.privacy_ledger import Entry, PrivacyLedger, enter

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.compression import DecodedContent
-from gradshard.client.upload_source import FileContent
+from gradshard.updates.compression import DecodedContent
+from gradshard.updates.upload_source import FileContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.compressed_updates import EncodedLayout, encode_layout, parse_update

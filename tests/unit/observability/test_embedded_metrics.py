@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from gradshard_core.limits import aws_limits
 from gradshard_core.observability import embedded_metrics
-from gradshard_core.planning import aws_limits
 from gradshard_core.planning.plan_parts import Task
 from tests.notifications import uploaded
 

@@ -20,12 +20,13 @@ from gradshard.papers import (
 )
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.published_figures import MEASUREMENTS, VGG16, Measurement
+from gradshard_core.costs import memory_projection
+from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.costs.round_projection import project
+from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import memory_projection, planner
-from gradshard_core.planning.bandwidth import BURST, Bandwidth
-from gradshard_core.planning.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
-from gradshard_core.planning.round_projection import project
-from gradshard_core.planning.workload import Workload
+from gradshard_core.planning import planner
 from gradshard_core.units import MIB
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)

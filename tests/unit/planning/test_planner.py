@@ -13,21 +13,16 @@ from hypothesis import strategies as st
 
 from gradshard_core.aggregation import sharding, topologies
 from gradshard_core.aggregation.reordered_reads import Disorder
+from gradshard_core.costs import client_transfers, large_rounds, memory_projection, speeds
+from gradshard_core.costs.bandwidth import Bandwidth
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.request_counts import Requests
+from gradshard_core.costs.round_projection import Projection, client_requests, project
+from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.layout import Layout, Span
-from gradshard_core.planning import (
-    aws_limits,
-    large_rounds,
-    memory_projection,
-    planner,
-    speeds,
-    transfers,
-)
-from gradshard_core.planning.bandwidth import Bandwidth
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.request_counts import Requests
-from gradshard_core.planning.round_projection import Projection, client_requests, project
-from gradshard_core.planning.workload import Workload
+from gradshard_core.limits import aws_limits
+from gradshard_core.planning import planner
 from gradshard_core.units import MIB
 
 GIB = 1024 * MIB
@@ -378,18 +373,21 @@ def test_frontier_offers_nothing_that_cannot_be_planned() -> None:
 
 
 def test_clients_fetch_large_results_in_few_ranges() -> None:
-    assert transfers.download_ranges(0) == []
-    assert transfers.download_ranges(64 * MIB) == [(0, 64 * MIB)]
-    assert transfers.download_ranges(64 * MIB + 1) == [(0, 64 * MIB), (64 * MIB, 64 * MIB + 1)]
-    assert len(transfers.download_ranges(10**10)) == 4
-    assert transfers.download_ranges(10**12)[-1] == (750 * 10**9, 10**12)
+    assert client_transfers.download_ranges(0) == []
+    assert client_transfers.download_ranges(64 * MIB) == [(0, 64 * MIB)]
+    assert client_transfers.download_ranges(64 * MIB + 1) == [
+        (0, 64 * MIB),
+        (64 * MIB, 64 * MIB + 1),
+    ]
+    assert len(client_transfers.download_ranges(10**10)) == 4
+    assert client_transfers.download_ranges(10**12)[-1] == (750 * 10**9, 10**12)
 
 
 def test_clients_send_large_updates_in_few_parts() -> None:
-    assert transfers.client_ranges(16 * MIB) == [(0, 16 * MIB)]
-    assert transfers.client_ranges(16 * MIB + 1) == [(0, 16 * MIB), (16 * MIB, 16 * MIB + 1)]
-    assert len(transfers.client_ranges(10**10)) == 8
-    assert max(end - start for start, end in transfers.client_ranges(10**12)) == 5 * 1024**3
+    assert client_transfers.client_ranges(16 * MIB) == [(0, 16 * MIB)]
+    assert client_transfers.client_ranges(16 * MIB + 1) == [(0, 16 * MIB), (16 * MIB, 16 * MIB + 1)]
+    assert len(client_transfers.client_ranges(10**10)) == 8
+    assert max(end - start for start, end in client_transfers.client_ranges(10**12)) == 5 * 1024**3
 
 
 @pytest.mark.parametrize(

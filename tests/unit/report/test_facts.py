@@ -8,8 +8,8 @@ import pytest
 
 from gradshard.client.round_status import StatusPoller
 from gradshard.report.facts import compared, facts_of
-from gradshard_core.planning.request_counts import count_requests
-from gradshard_core.planning.round_cost import US_EAST_1
+from gradshard_core.costs.request_counts import count_requests
+from gradshard_core.costs.round_cost import US_EAST_1
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import OPENED as OPENED_ROUND
 from tests.unit.in_memory import Machine

@@ -8,11 +8,11 @@ import pytest
 
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import arrivals, aws_requests
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import reference
 from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import Machine

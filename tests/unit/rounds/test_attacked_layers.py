@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs
 from gradshard_core.planning.grouping import layer_ranges
-from gradshard_core.planning.option_parsers import parse_layout
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
     Computation,
@@ -19,8 +17,10 @@ from gradshard_core.planning.plan_parts import (
     Participants,
     PlannedLayout,
 )
-from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.robust.rules import parse_robust_rule
 from gradshard_core.rounds import finalize_round
+from gradshard_core.specs.option_parsers import parse_layout
+from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import reference
 from tests.integration.by_hand import layout_of
 from tests.unit.fakes import MemoryStore

@@ -15,9 +15,9 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.records.robust_decision import verdict_on
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
-from tests.unit.aggregation.test_robust_by_weight import ORACLES, nearest_sums
 from tests.unit.in_memory import OPENED, Machine
 from tests.unit.report.html_page import Page
+from tests.unit.robust.test_by_weight import ORACLES, nearest_sums
 from tests.unit.rounds.test_compressed_rounds import compress, compressed_in_any_order, decoded
 from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 from tests.unit.rounds.test_partial_robust_rounds import (
@@ -109,7 +109,7 @@ def check(result: Mapping[str, reference.Array], expected: Mapping[str, referenc
 def test_each_layer_is_a_round_of_those_that_sent_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 1000)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 1000)
     sent = updates()
     sent["c6"] = {name: -3 * tensor for name, tensor in sent["c6"].items()}
     samples = SAMPLES if rule["name"] == "centered_clip" else EQUAL
@@ -130,7 +130,7 @@ def test_each_layer_is_a_round_of_those_that_sent_it(
 def test_large_layers_have_the_same_decision_for_every_cut(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 1000)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 1000)
     rng = np.random.default_rng(3)
     shapes = {"a.w": 40_001, "a.b": 5, "b.w": 50_003, "c.w": 7}
     sent = {}

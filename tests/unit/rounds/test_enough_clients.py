@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import SpecError
-from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.specs.round_spec_checks import parse_spec
 from tests.unit.in_memory import OPENED, Machine
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")

@@ -19,7 +19,9 @@ import pytest
 from gradshard.client.model import Model
 from gradshard.client.round_status import StatusPoller
 from gradshard_core.aggregation import topologies
-from gradshard_core.aggregation.noise import NoiseSource
+from gradshard_core.costs import large_rounds, request_counts
+from gradshard_core.costs.request_counts import Lists
+from gradshard_core.costs.round_workload import lists_of
 from gradshard_core.errors import (
     BrokenObjectError,
     PlanError,
@@ -28,18 +30,17 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import is_in_pieces
-from gradshard_core.planning import large_rounds, request_counts, training_cost
-from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.request_counts import Lists
-from gradshard_core.planning.round_workload import lists_of
+from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.robust_decision import is_clipped, read_decision
 from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.records.training_state import change_state
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
+from gradshard_core.specs.option_parsers import parse_assignment_spec
 from gradshard_core.stragglers.assignments import Assignment
+from gradshard_core.trainings import training_cost
 from gradshard_core.trainings.start_training import start_training
 from tests import reference
 from tests.unit.fakes import MemoryStack
@@ -54,15 +55,15 @@ PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     # Where a number is from comes last: a module that is imported here would keep the lower one.
-    for module in ("planning.plan_json", "rounds.first_plan", "planning.large_rounds"):
+    for module in ("planning.plan_json", "rounds.first_plan", "costs.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
-    for module in ("rounds.end_of_wait", "rounds.rejections", "planning.request_counts"):
+    for module in ("rounds.end_of_wait", "rounds.rejections", "costs.request_counts"):
         # Not more than there are others in a piece.
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
-    for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
+    for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
     monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.LISTED_ENTRIES", LISTED)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.LISTED_ENTRIES", LISTED)
 
 
 def client(number: int) -> str:

@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.mask import Mask
-from gradshard.client.mask import masked as mask_content
 from gradshard.client.round import Round
-from gradshard.client.upload_source import TensorContent
-from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.aggregation.ring_noise import RingNoise, noise_key
+from gradshard.updates.mask import Mask
+from gradshard.updates.mask import masked as mask_content
+from gradshard.updates.upload_source import TensorContent
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.planning.masking_options import Agreement, parse_masking
-from gradshard_core.planning.option_parsers import parse_layout
-from gradshard_core.planning.round_spec_parsing import parse_spec
+from gradshard_core.privacy.noise import NoiseSource
+from gradshard_core.privacy.ring_noise import RingNoise, noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
+from gradshard_core.specs.masking_options import Agreement, parse_masking
+from gradshard_core.specs.option_parsers import parse_layout
+from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import masked, reference
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine

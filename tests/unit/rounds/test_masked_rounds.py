@@ -10,15 +10,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gradshard.client.mask import MaskedContent
-from gradshard.client.upload_source import TensorContent
+from gradshard.updates.mask import MaskedContent
+from gradshard.updates.upload_source import TensorContent
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.errors import KeeperError, SpecError, UpdateError
-from gradshard_core.planning.masking_options import Agreement, MaskingTerms
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.quorum import QuorumError
+from gradshard_core.specs.masking_options import Agreement, MaskingTerms
+from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import masked, reference
 from tests.planned import levels_of
 from tests.unit.fakes import MemoryStore
@@ -146,8 +146,8 @@ def library_content(
     round_: MaskedRound, client: str, update: dict[str, Array], samples: int
 ) -> MaskedContent:
     """Mask an update with the client library."""
-    from gradshard.client.mask import Mask
-    from gradshard.client.mask import masked as mask_content
+    from gradshard.updates.mask import Mask
+    from gradshard.updates.mask import masked as mask_content
 
     mask = Mask(round_.keeper.signing_keys[client], round_.keeper.fingerprint)
     content = TensorContent(update, samples)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.round import Round
-from gradshard.client.verification import Verification, VerificationError
+from gradshard.verification.round_verification import Verification, VerificationError
 from gradshard_core.errors import ChangedObjectError, UpdateError
 from tests import reference
 from tests.unit.fakes import MemoryStack

@@ -59,7 +59,7 @@ def test_decision_is_the_same_for_every_m_and_repetition(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 100_000)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 100_000)
     sent, found = updates(3), []
     for shards in (1, 3, 7):
         machine.begin(f"r{shards}")
@@ -74,7 +74,7 @@ def test_groups_that_measure_apart_state_the_same_error(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 100_000)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 100_000)
     sent, found = updates(3), []
     # In the first group, so that nothing of it is measured at first.
     sent["a"] = {name: np.full_like(tensor, np.nan) for name, tensor in sent["c0"].items()}
@@ -118,7 +118,7 @@ def test_compressed_updates_are_sampled_as_what_they_decode_to(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
-    monkeypatch.setattr("gradshard_core.aggregation.gram_sample.LEAST_STRATA", 2)
+    monkeypatch.setattr("gradshard_core.robust.inner_product_sample.LEAST_STRATA", 2)
     rng = np.random.default_rng(6)
     bodies = {}
     for number, codec in enumerate(["int8", "int4", "topk"]):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.round import Round
-from gradshard.client.verification import VerificationError
+from gradshard.verification.round_verification import VerificationError
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.fakes import MemoryStack
@@ -81,7 +81,7 @@ RULES = [
 def test_each_layer_has_the_bits_of_the_rule_among_those_that_sent_it(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 1000)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 1000)
     sent, found = updates(), []
     expected = by_definition(sent, rule)
     for shards in (1, 3):
@@ -247,7 +247,7 @@ def check_clipped(result: bytes, expected: Update) -> None:
 def test_clipping_goes_by_the_length_of_what_each_client_has_sent(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, rule: dict[str, Any], terms: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("gradshard_core.planning.aws_limits.MIN_PART_BYTES", 1000)
+    monkeypatch.setattr("gradshard_core.limits.aws_limits.MIN_PART_BYTES", 1000)
     sent, found = updates(), []
     sent["c6"] = {name: 100 * tensor for name, tensor in sent["c6"].items()}
     for shards in (1, 3):

@@ -9,7 +9,8 @@ import json
 import numpy as np
 import pytest
 
-from gradshard_core.planning import aws_limits, large_rounds
+from gradshard_core.costs import large_rounds
+from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_lists import read_manifest
 from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.collect_update import collect_update

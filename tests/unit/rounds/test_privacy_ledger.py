@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.aggregation.noise_tree import Place
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.errors import PrivacyBudgetError
 from gradshard_core.formats.keys import ModelKeys
+from gradshard_core.privacy.noise_tree import Place
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.records.privacy_ledger import (
     PrivacyBudget,
     PrivacyLedger,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard.client.deltas import change_of
 from gradshard.client.inbox import Inbox
+from gradshard.updates.deltas import change_of
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.training_state import Invitation

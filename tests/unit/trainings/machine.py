@@ -21,9 +21,9 @@ from gradshard.client.model import Model
 from gradshard.client.rejection_watch import RejectionWatch
 from gradshard.client.training import Training
 from gradshard.client.training_access import Member
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.training_state import Invitation, TrainingState, read_state
 from gradshard_core.rounds import aws_requests

@@ -18,12 +18,12 @@ from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.planning import aws_limits
-from gradshard_core.planning.round_spec_parsing import parse_new_spec
+from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_lists import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.specs.round_spec_checks import parse_new_spec
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings import round_outcome
 from gradshard_core.trainings.advance_training import advance_training

@@ -14,9 +14,9 @@ import pytest
 
 from gradshard.client.round_status import StatusPoller
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning import training_cost
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.trainings import advance_training as advancing
+from gradshard_core.trainings import training_cost
 from gradshard_core.trainings.next_round import training_round
 from tests import reference
 from tests.unit.trainings.buffered import BufferedMachine, LostError

@@ -17,7 +17,7 @@ import pytest
 from gradshard.client.training_access import Member
 from gradshard_core.formats.keys import RoundKeys, parse_renewal_key
 from gradshard_core.formats.list_pieces import is_in_pieces
-from gradshard_core.planning import aws_limits
+from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_notice import Notice
 from gradshard_core.records.training_state import Invitation, change_state
@@ -36,9 +36,9 @@ OPTIONS: dict[str, Any] = {"rounds": 3, "sample": 40, "evaluate_every": 2, "repe
 
 
 def lower_sizes(patch: pytest.MonkeyPatch) -> None:
-    for module in ("planning.plan_json", "rounds.first_plan", "planning.large_rounds"):
+    for module in ("planning.plan_json", "rounds.first_plan", "costs.large_rounds"):
         patch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
-    for module in ("rounds.first_plan", "trainings.round_outcome", "planning.large_rounds"):
+    for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_rounds"):
         patch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
     patch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
 

@@ -11,20 +11,20 @@ import pytest
 
 from gradshard.client.executions import Execution
 from gradshard.client.privacy_accounting import privacy_in_words
-from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.training_spec_parsing import parse_training_spec
+from gradshard_core.privacy.noise import NoiseSource
+from gradshard_core.privacy.privacy_mechanism import parse_privacy
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds import finalize_round as finalizing
 from gradshard_core.rounds import open_round as opening
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.finalize_round import finalize_round
+from gradshard_core.specs.training_spec_checks import parse_training_spec
 from gradshard_core.trainings.pause_training import pause_training
 from tests import reference
-from tests.unit.aggregation.test_noise_tree import dyadic
+from tests.unit.privacy.test_noise_tree import dyadic
 from tests.unit.trainings.machine import MODEL, KeptState, Machine, training_of
 
 CLIENTS = [f"c{number:02}" for number in range(24)]

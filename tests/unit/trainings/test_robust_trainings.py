@@ -9,10 +9,10 @@ import pytest
 from gradshard_core.errors import PlanError, PrivacyBudgetError, SpecError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Task
-from gradshard_core.planning.training_spec_parsing import parse_training_spec
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.s3.task_client import TaskS3Client
+from gradshard_core.specs.training_spec_checks import parse_training_spec
 from gradshard_core.trainings.start_training import start_training
 from tests.integration.by_hand import put_model
 from tests.unit.trainings.machine import Machine

@@ -12,13 +12,12 @@ from gradshard.client.round_operations import close_round
 from gradshard.client.round_status import StatusPoller
 from gradshard.report.facts import facts_of
 from gradshard.report.verdict import outcome
-from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.errors import PlanError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning.plan_parts import NOBODY
-from gradshard_core.planning.training_spec_parsing import parse_training_spec
+from gradshard_core.privacy.noise import NoiseSource
+from gradshard_core.privacy.privacy_mechanism import parse_privacy
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_notice import seen_by
@@ -26,6 +25,7 @@ from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.rounds import arrivals, end_of_wait, first_plan, layout_examiner, plan_assembly
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
+from gradshard_core.specs.training_spec_checks import parse_training_spec
 from gradshard_core.trainings.sampling import draw_in_secret
 from tests import reference
 from tests.unit.trainings.machine import MODEL, Machine

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning.option_parsers import parse_assignment_spec
+from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.training_notice import Notice
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.sigv4 import Credentials, presign
+from gradshard_core.specs.option_parsers import parse_assignment_spec
 from gradshard_core.stragglers.client_report import Report
 from gradshard_core.trainings.write_notices import URL_SECONDS, write_notices
 from tests.presigned import rejection

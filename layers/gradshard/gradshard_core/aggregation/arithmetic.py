@@ -22,7 +22,7 @@ STEPS: Final = "steps"
 EQUAL: Final = "equal"
 MEASURED: Final = "measured"
 WEIGHTS: Final = (SHARES, COUNTS, STEPS)
-"""Weights of updates: see :class:`gradshard_core.planning.round_spec.RoundSpec`."""
+"""Weights of updates: see :class:`gradshard_core.specs.round_spec.RoundSpec`."""
 
 _BF16_SHIFT: Final = 16
 _BF16_QUIET: Final = np.uint32(0x40)

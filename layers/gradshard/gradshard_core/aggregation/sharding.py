@@ -1,6 +1,6 @@
 """Cut layouts into shards on element boundaries, and decide the sizes of a task's buffers.
 
-:mod:`gradshard_core.planning.memory_projection` projects a task's memory from these sizes.
+:mod:`gradshard_core.costs.memory_projection` projects a task's memory from these sizes.
 """
 
 import itertools

@@ -17,14 +17,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Self
 
-from gradshard_core.aggregation.privacy_mechanism import parse_privacy
 from gradshard_core.aggregation.sharding import Shard, cut_shards
 from gradshard_core.errors import BrokenObjectError, KeeperError, SpecError
 from gradshard_core.formats.dtypes import in_ring
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.layout import Span
 from gradshard_core.keeper.request import REQUESTS, Request
-from gradshard_core.planning import aws_limits
+from gradshard_core.limits import aws_limits
+from gradshard_core.privacy.privacy_mechanism import parse_privacy
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB
 

@@ -1,1 +1,1 @@
-"""The options of a round, its plan, and the time, memory and money that the plan takes."""
+"""The plan of a round: its groups, weights, tasks and outputs."""

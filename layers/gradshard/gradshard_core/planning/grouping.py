@@ -12,8 +12,8 @@ from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.formats.layout import Layout
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Level
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.planning.weighing import discounted, weigh
+from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.layers import layers_of
 
 

@@ -6,16 +6,12 @@ from dataclasses import asdict, fields
 from functools import partial
 from typing import Any, TypeVar
 
-from gradshard_core.aggregation.gram_sample import Sample
-from gradshard_core.aggregation.privacy_mechanism import parse_privacy
-from gradshard_core.aggregation.robust_rules import parse_robust_rule
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, StoredTensors
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.formats.list_pieces import PIECE, Get, ListWriter, Put, StoredList, is_in_pieces
 from gradshard_core.formats.masked_updates import Share
-from gradshard_core.planning.masking_options import Masking
 from gradshard_core.planning.outputs import NextModel, StoredHeader
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
@@ -29,6 +25,10 @@ from gradshard_core.planning.plan_parts import (
     Rejection,
     Stage,
 )
+from gradshard_core.privacy.privacy_mechanism import parse_privacy
+from gradshard_core.robust.inner_product_sample import Sample
+from gradshard_core.robust.rules import parse_robust_rule
+from gradshard_core.specs.masking_options import Masking
 from gradshard_core.stragglers.client_report import Report
 
 T = TypeVar("T")

@@ -7,12 +7,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.gram_sample import Sample
 from gradshard_core.aggregation.model_buffers import Stretches
-from gradshard_core.aggregation.privacy_mechanism import (
-    PrivacyMechanism,
-)
-from gradshard_core.aggregation.robust_rules import RobustRule
 from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs, Span, encode_header
@@ -21,6 +16,11 @@ from gradshard_core.planning.outputs import (
     NO_HEADER,
     StoredHeader,
 )
+from gradshard_core.privacy.privacy_mechanism import (
+    PrivacyMechanism,
+)
+from gradshard_core.robust.inner_product_sample import Sample
+from gradshard_core.robust.rules import RobustRule
 from gradshard_core.stragglers.client_report import Report
 
 
@@ -219,7 +219,7 @@ class Computation:
     shards
         M.
     topology, order, weights
-        As in :class:`gradshard_core.planning.round_spec.RoundSpec`, with the order that was chosen.
+        As in :class:`gradshard_core.specs.round_spec.RoundSpec`, with the order that was chosen.
         Under an element-wise rule, and while updates are measured, weights are ``equal``. After
         that they are ``measured``.
     rule

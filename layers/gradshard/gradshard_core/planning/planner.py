@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from gradshard_core.costs import large_rounds
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.round_projection import Projection, project
+from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import MAX_HEADER_BYTES
-from gradshard_core.planning import aws_limits, large_rounds
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.round_projection import Projection, project
-from gradshard_core.planning.workload import Workload
+from gradshard_core.limits import aws_limits
 from gradshard_core.units import MIB
 
 EVERY_SHARD_COUNT: Final = 128

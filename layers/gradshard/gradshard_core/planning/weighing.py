@@ -5,10 +5,10 @@ from dataclasses import replace
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS, shares_of
 from gradshard_core.aggregation.ring_sum import ADDED
-from gradshard_core.planning.inbox_spec import InboxSpec
-from gradshard_core.planning.masking_options import MASKED
 from gradshard_core.planning.plan_parts import Contributor
-from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.specs.inbox_spec import InboxSpec
+from gradshard_core.specs.masking_options import MASKED
+from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.fednova import bounded_steps, normalised_weights
 
 

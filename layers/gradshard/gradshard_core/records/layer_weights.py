@@ -8,8 +8,8 @@ from gradshard_core.aggregation.arithmetic import shares_of
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, PlannedLayerWeights
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.layer_reach import PastRound, PastRounds, estimate_reach
 from gradshard_core.stragglers.layers import Coverage, Layer
 from gradshard_core.stragglers.salf import effective_weights

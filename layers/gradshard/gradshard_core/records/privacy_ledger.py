@@ -1,16 +1,16 @@
 """A model's privacy ledger: what its rounds have revealed so far, and how much they may.
 
 A round is entered before it opens, with the cost 1/z² of its noise multiplier z, and 1/σ_b² more
-if its clip adapts (:mod:`gradshard_core.aggregation.privacy_mechanism`). All rounds of a tree of
-noise cost 1/z² together for each of its levels (:mod:`gradshard_core.aggregation.noise_tree`): the
+if its clip adapts (:mod:`gradshard_core.privacy.privacy_mechanism`). All rounds of a tree of
+noise cost 1/z² together for each of its levels (:mod:`gradshard_core.privacy.noise_tree`): the
 first round that makes it deeper pays. Costs add up: all rounds together reveal as much as one with
-the noise multiplier 1/√(Σ 1/z²) (:mod:`gradshard_core.aggregation.privacy_mechanism`). From that
+the noise multiplier 1/√(Σ 1/z²) (:mod:`gradshard_core.privacy.privacy_mechanism`). From that
 sum, an accountant computes ε at any δ (``gradshard.client.privacy_accounting``); functions only
 compare it with the *allowance* of the model's budget, which was computed when the budget was set.
 
 **Two figures.** That sum holds against everybody, who may know all clients of all rounds. Whoever
 gets nothing but versions of the model does not know who was drawn in secret
-(:mod:`gradshard_core.aggregation.secret_draw`): against them, :attr:`PrivacyLedger.parts` says what
+(:mod:`gradshard_core.privacy.secret_draw`): against them, :attr:`PrivacyLedger.parts` says what
 an accountant needs. Budgets hold the first one.
 
 An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that
@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
-from gradshard_core.aggregation.noise_tree import depth
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.errors import PrivacyBudgetError
 from gradshard_core.formats.keys import ModelKeys
+from gradshard_core.privacy.noise_tree import depth
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 

@@ -1,6 +1,6 @@
 """A ticket as JSON: the presigned URLs with which one client takes part in one round.
 
-A coordinator makes tickets of rounds (:mod:`gradshard.client.ticket_issuer`), and a function those
+A coordinator makes tickets of rounds (:mod:`gradshard.tickets.issuer`), and a function those
 of a training's rounds (:mod:`gradshard_core.trainings.write_notices`).
 """
 
@@ -12,7 +12,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Layout, encode_header
 from gradshard_core.formats.masked_updates import masked_layout
 from gradshard_core.formats.presigned_urls import add_url
-from gradshard_core.planning.masking_options import Agreement
+from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.units import MIB
 
 VERSION: Final = 1
@@ -83,7 +83,7 @@ def build_ticket(
         The lengths that an update may have, its header included; 0 for a ticket that uploads
         nothing.
     layout, allow_nonfinite, codecs, model
-        As in :class:`gradshard.client.round_ticket.Ticket`.
+        As in :class:`gradshard.tickets.round_ticket.Ticket`.
     agreement
         What the clients of a masked round agree to.
     """

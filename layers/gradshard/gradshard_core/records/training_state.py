@@ -10,19 +10,19 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, Final, Self
 
-from gradshard_core.aggregation.noise_tree import NoiseTree, Place
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
-from gradshard_core.aggregation.secret_draw import SecretDraw
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
-from gradshard_core.planning.option_parsers import encode_clients
-from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.training_spec import TrainingSpec
-from gradshard_core.planning.training_spec_parsing import parse_training_spec
+from gradshard_core.privacy.noise_tree import NoiseTree, Place
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
+from gradshard_core.privacy.secret_draw import SecretDraw
 from gradshard_core.records.stored_lists import piece_reader, store_kept
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.option_parsers import encode_clients
+from gradshard_core.specs.round_spec import RoundSpec
+from gradshard_core.specs.training_spec import TrainingSpec
+from gradshard_core.specs.training_spec_checks import parse_training_spec
 
 RUNNING: Final = "running"
 PAUSED: Final = "paused"

@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gradshard_core.aggregation.privacy_mechanism import PrivacyMechanism
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.outputs import next_model_keys
 from gradshard_core.planning.plan import Plan
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key

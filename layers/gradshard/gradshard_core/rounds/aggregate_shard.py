@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.gram import ExactSum, Measuring
 from gradshard_core.aggregation.kernel import NonFiniteSumError
 from gradshard_core.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
 from gradshard_core.aggregation.sharding import sums_bytes
@@ -23,6 +22,7 @@ from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.records.robust_decision import read_decision, with_weights
 from gradshard_core.records.stored_lists import read_plan
+from gradshard_core.robust.inner_products import ExactSum, Measuring
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
     reject_nonfinite,

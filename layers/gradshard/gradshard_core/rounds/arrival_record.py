@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning import aws_limits
-from gradshard_core.planning.round_spec import RoundSpec
+from gradshard_core.limits import aws_limits
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec import RoundSpec
 
 MARK_BYTES: Final = 16
 

@@ -24,9 +24,9 @@ from gradshard_core.formats.keys import (
 from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked_updates import Share
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.units import MIB
 
 ARRIVAL_HEADER_BYTES = 4 * MIB

@@ -5,11 +5,11 @@ been deleted since planning.
 """
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.gram import bound_of
 from gradshard_core.aggregation.sharding import MAX_ELEMENT_BYTES, ROW_BYTES, aligned
 from gradshard_core.errors import ChangedObjectError
 from gradshard_core.formats.codecs.topk import TopK
 from gradshard_core.planning.plan_parts import Rejection
+from gradshard_core.robust.inner_products import bound_of
 from gradshard_core.rounds.overflow import element_at, reject_largest
 from gradshard_core.rounds.task_inputs import TaskInputs
 

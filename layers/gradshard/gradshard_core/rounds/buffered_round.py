@@ -17,9 +17,7 @@ from gradshard_core.formats.keys import (
     entry_id,
     sender_of,
 )
-from gradshard_core.planning.inbox_spec import InboxSpec
 from gradshard_core.planning.plan_parts import Contributor
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.stored_lists import read_plan, read_replan
 from gradshard_core.records.training_state import (
@@ -29,6 +27,8 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.inbox_spec import InboxSpec
+from gradshard_core.specs.round_spec import RoundSpec
 
 
 class Address(NamedTuple):

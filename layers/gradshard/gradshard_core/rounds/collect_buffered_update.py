@@ -5,7 +5,6 @@ from typing import Any
 from gradshard_core.formats.compressed_updates import EncodedLayout
 from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.inbox import read_counted, short_etag
 from gradshard_core.records.model_registry import Version
@@ -21,6 +20,7 @@ from gradshard_core.rounds.arrivals import Found, Update
 from gradshard_core.rounds.buffered_round import planned
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.training_spec import TrainingSpec
 
 
 def collect_buffered_update(

@@ -12,13 +12,13 @@ from gradshard_core.formats.keys import (
     parse_update_key,
 )
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import arrivals, end_of_wait, rejections, waiting_record
 from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
 from gradshard_core.rounds.waiting_record import Seen, Waiting
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec import RoundSpec
 
 
 def collect_update(store: S3Store, key: str, etag: str, seen: Seen | None = None) -> dict[str, Any]:

@@ -6,14 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from gradshard_core.aggregation.gram import count_matrices
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
+from gradshard_core.costs.large_rounds import REPORT_READERS
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter
-from gradshard_core.planning.large_rounds import REPORT_READERS
-from gradshard_core.planning.option_parsers import parse_assignment_spec
 from gradshard_core.planning.outputs import Output
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection, Task
@@ -25,11 +23,13 @@ from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.robust_decision import read_decision
 from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, store_replan
 from gradshard_core.records.training_state import keeps_noise_key
+from gradshard_core.robust.inner_products import count_matrices
 from gradshard_core.rounds import aws_requests, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
 from gradshard_core.rounds.robust_measurement import Measured, left_out, summary
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.option_parsers import parse_assignment_spec
 from gradshard_core.stragglers.client_report import Report
 
 READ_AT_A_TIME = 1024

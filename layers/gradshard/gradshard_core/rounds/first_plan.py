@@ -5,11 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from gradshard_core.aggregation.reordered_reads import ADVICE
+from gradshard_core.costs.large_rounds import READ_AT_ONCE
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs
 from gradshard_core.formats.list_pieces import PIECE
-from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
     Computation,
@@ -20,7 +20,6 @@ from gradshard_core.planning.plan_parts import (
     Rejection,
     Stage,
 )
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds import (
     admission,
     arrivals,
@@ -35,6 +34,7 @@ from gradshard_core.rounds.eager_stages import clients_in, divide_groups
 from gradshard_core.rounds.header_survey import Facts, read_survey
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.specs.round_spec import RoundSpec
 
 
 def first_plan(context: PlanContext) -> Plan:

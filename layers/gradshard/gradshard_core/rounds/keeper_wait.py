@@ -8,17 +8,17 @@ from typing import Final
 from gradshard_core.errors import KeeperError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.keeper.request import Refusal, Request, SealedSeed
-from gradshard_core.planning import history_limits
-from gradshard_core.planning.masking_options import Masking
+from gradshard_core.limits import execution_history
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import quorum
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.masking_options import Masking
+from gradshard_core.specs.round_spec import RoundSpec
 
 NO_KEEPER: Final = (
     "this stack has no mask keeper: deploy it with KeeperBucket, the bucket of the keeper's stack"
@@ -85,7 +85,7 @@ def next_plan(context: PlanContext, previous: Plan) -> Plan:
     """
     store, keys = context.store, context.keys
     number = previous.stage.number + 1
-    if number > history_limits.MAX_STAGES:
+    if number > execution_history.MAX_STAGES:
         raise KeeperError(f"the round was resumed {number} times, and has no answer to go on with")
     stage = replace(previous.stage, number=number, entered_at=context.request.entered_at)
     answered = _with_answer(store, keys, previous)

@@ -16,14 +16,14 @@ from gradshard_core.formats.compressed_updates import (
 from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.layout import Layout, Runs
 from gradshard_core.formats.masked_updates import Share, masked_layout
-from gradshard_core.planning.masking_options import check_layout
 from gradshard_core.planning.plan_parts import Contributor, Rejection
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.header_survey import Surveyed
 from gradshard_core.rounds.layout_vote import difference, majority
 from gradshard_core.rounds.seen_layouts import SeenLayout, SeenLayouts, digests_of
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.masking_options import check_layout
+from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.client_report import Report, parse_report
 from gradshard_core.stragglers.layers import Coverage, Layer, coverage_of, layers_of
 from gradshard_core.stragglers.salf import check_usable

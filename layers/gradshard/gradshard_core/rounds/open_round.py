@@ -9,14 +9,7 @@ from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.planning.masking_options import check_layout
 from gradshard_core.planning.plan import Plan
-from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import (
-    check_averaged,
-    check_compared,
-    parse_new_spec,
-)
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.stored_lists import piece_reader, read_plan
@@ -28,6 +21,13 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.rounds import aws_requests, end_of_wait, keeper_wait, waiting_record
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.masking_options import check_layout
+from gradshard_core.specs.round_spec import RoundSpec
+from gradshard_core.specs.round_spec_checks import (
+    check_averaged,
+    check_compared,
+    parse_new_spec,
+)
 from gradshard_core.stragglers.layers import layers_of
 
 

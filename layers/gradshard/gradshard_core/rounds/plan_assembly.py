@@ -10,22 +10,22 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.gram import count_matrices
-from gradshard_core.aggregation.gram_sample import LEAST_STRATA, Sample
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
-from gradshard_core.aggregation.private_sum import private_sums_bytes
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.ring_sum import ring_spans
 from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
+from gradshard_core.costs import memory_projection
+from gradshard_core.costs.round_projection import Projection
+from gradshard_core.costs.round_workload import lists_of
+from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.compressed_updates import EncodedRuns, further_runs
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.layout import Layout, Runs, encode_header
-from gradshard_core.planning import memory_projection, planner
+from gradshard_core.planning import planner
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges
-from gradshard_core.planning.masking_options import with_masks
 from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
@@ -37,17 +37,18 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Stage,
 )
-from gradshard_core.planning.round_projection import Projection
-from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import check_averaged, check_compared
-from gradshard_core.planning.round_workload import lists_of
 from gradshard_core.planning.weighing import local_steps, weights_of
-from gradshard_core.planning.workload import Workload
+from gradshard_core.privacy.private_sum import private_sums_bytes
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
+from gradshard_core.robust.inner_product_sample import LEAST_STRATA, Sample
+from gradshard_core.robust.inner_products import count_matrices
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.rounds.robust_measurement import Decided
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.masking_options import with_masks
+from gradshard_core.specs.round_spec import RoundSpec
+from gradshard_core.specs.round_spec_checks import check_averaged, check_compared
 from gradshard_core.stragglers.fednova import note_bounded_steps
 from gradshard_core.stragglers.layers import Coverage
 from gradshard_core.stragglers.salf import FEDAVG

@@ -3,16 +3,16 @@
 from typing import NamedTuple
 
 from gradshard_core.aggregation.model_buffers import Stretches
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.masking_options import Masking, encoding_of
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.stored_spec import check_source, read_spec
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.masking_options import Masking, encoding_of
+from gradshard_core.specs.round_spec import RoundSpec
 
 
 class PlanRequest(NamedTuple):

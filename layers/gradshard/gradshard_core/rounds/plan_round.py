@@ -2,12 +2,11 @@
 
 from typing import Any
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.lambda_config import LambdaConfig
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.records.stored_lists import piece_writer, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds.eager_stages import next_stage
@@ -18,6 +17,7 @@ from gradshard_core.rounds.rejections import reject_all, reject_overlooked
 from gradshard_core.rounds.replan import replan
 from gradshard_core.rounds.waiting_record import end_waiting, waits_once
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec import RoundSpec
 
 
 def plan_round(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from gradshard_core.costs.request_counts import HEADS_BEFORE_LIST
 from gradshard_core.formats.keys import (
     RoundKeys,
     parse_inbox_id,
@@ -12,10 +13,9 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.request_counts import HEADS_BEFORE_LIST
-from gradshard_core.planning.round_spec import RoundSpec
 from gradshard_core.rounds.arrivals import arrived, newest_updates
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec import RoundSpec
 
 AT_ONCE = 16
 """So many records are read or written side by side.

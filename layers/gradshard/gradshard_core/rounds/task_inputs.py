@@ -9,11 +9,8 @@ import numpy as np
 
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
-from gradshard_core.aggregation.gram import chunk_ranges
 from gradshard_core.aggregation.kernel import Source, WeightedRange
 from gradshard_core.aggregation.model_buffers import split_spans
-from gradshard_core.aggregation.noise import NoiseSource
-from gradshard_core.aggregation.noise_tree import CancellingNoise
 from gradshard_core.aggregation.reordered_reads import Range
 from gradshard_core.aggregation.ring_sum import SUBTRACTED
 from gradshard_core.aggregation.sharding import (
@@ -29,7 +26,10 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.layout import Runs, Span
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
+from gradshard_core.privacy.noise import NoiseSource
+from gradshard_core.privacy.noise_tree import CancellingNoise
 from gradshard_core.records.noise_key import read_noise_key
+from gradshard_core.robust.inner_products import chunk_ranges
 from gradshard_core.s3.range_streams import RangeStream, ReorderedStream
 from gradshard_core.s3.task_client import TaskS3Client
 

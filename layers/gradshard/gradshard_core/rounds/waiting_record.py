@@ -10,12 +10,12 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.round_spec import RoundSpec
-from gradshard_core.planning.round_spec_parsing import parse_spec
 from gradshard_core.records.stored_lists import piece_reader
 from gradshard_core.rounds import aws_requests
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.round_spec import RoundSpec
+from gradshard_core.specs.round_spec_checks import parse_spec
 
 TOKENS_KEPT = 8
 """More calls of open_round than can be under way at once."""

@@ -5,10 +5,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import TrainingNotFoundError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.stored_spec import with_room
 from gradshard_core.records.training_state import (
     ENDED,
@@ -19,6 +18,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
 )
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings.ended_round import (
     delete_dropped_keys,
     dropping_keys,

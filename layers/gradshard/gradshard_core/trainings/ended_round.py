@@ -5,15 +5,15 @@ from dataclasses import asdict, replace
 from datetime import datetime
 from typing import Any
 
-from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys, base_version, sender_of
-from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.noise_key import delete_noise_key
 from gradshard_core.records.stored_lists import store_kept
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings.pause_or_end import apply_stop_rule, paused, repeat_or_pause
 from gradshard_core.trainings.round_outcome import Outcome
 

@@ -5,13 +5,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 
+from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.keys import TrainingKeys
-from gradshard_core.planning import training_cost
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.round_spec import DEFAULT_TIMEOUT, RoundSpec
-from gradshard_core.planning.round_spec_parsing import parse_new_spec
-from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.training_state import (
@@ -25,7 +21,10 @@ from gradshard_core.records.training_state import (
     synchronous_round,
 )
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings import sampling
+from gradshard_core.specs.round_spec import DEFAULT_TIMEOUT, RoundSpec
+from gradshard_core.specs.round_spec_checks import parse_new_spec
+from gradshard_core.specs.training_spec import TrainingSpec
+from gradshard_core.trainings import sampling, training_cost
 from gradshard_core.trainings.pause_or_end import ended, paused
 
 LOOKS_FOR_MEMBERS: Final = 60

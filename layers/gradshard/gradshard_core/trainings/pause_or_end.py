@@ -3,8 +3,7 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from gradshard_core.aggregation.noise_tree import NoiseTree
-from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -12,6 +11,7 @@ from gradshard_core.records.training_state import (
     Invitation,
     TrainingState,
 )
+from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings.round_outcome import Outcome
 
 

@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
+from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.large_rounds import READ_AT_ONCE
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, base_version
 from gradshard_core.formats.layout import PREFIX_BYTES
-from gradshard_core.planning import training_cost
-from gradshard_core.planning.lambda_config import LambdaConfig
-from gradshard_core.planning.large_rounds import READ_AT_ONCE
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.stored_lists import read_manifest, read_plan, read_replan
 from gradshard_core.s3.store import S3Store
+from gradshard_core.trainings import training_cost
 
 FIRST_READ_BYTES: Final = 16 * 1024
 """The header of most updates is shorter than this, so that one request reads it."""

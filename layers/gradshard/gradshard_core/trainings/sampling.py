@@ -13,8 +13,8 @@ import struct
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from gradshard_core.planning.own_limits import MAX_CLIENTS
-from gradshard_core.planning.training_spec import TrainingSpec
+from gradshard_core.limits.own_limits import MAX_CLIENTS
+from gradshard_core.specs.training_spec import TrainingSpec
 
 _BITS: Final = 53
 MOST_SILENT: Final = 9

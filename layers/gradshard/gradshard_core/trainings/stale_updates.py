@@ -5,11 +5,11 @@ from functools import partial
 
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records.inbox import list_uncounted
 from gradshard_core.records.training_state import ENDED, TrainingState
 from gradshard_core.rounds.rejections import reject_all
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.training_spec import TrainingSpec
 
 
 def reject_stale_updates(

@@ -6,18 +6,18 @@ from datetime import datetime
 from typing import Any, Final
 
 from gradshard_core.aggregation import model_buffers
-from gradshard_core.aggregation.noise_tree import NoiseTree
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.keys import ModelKeys, TrainingKeys
-from gradshard_core.planning.masking_options import check_layout
-from gradshard_core.planning.own_limits import MAX_CLIENTS
-from gradshard_core.planning.training_spec_parsing import parse_training_spec
+from gradshard_core.limits.own_limits import MAX_CLIENTS
+from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
 from gradshard_core.rounds.keeper_wait import NO_KEEPER
 from gradshard_core.rounds.open_round import check_rule_of_model
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.masking_options import check_layout
+from gradshard_core.specs.training_spec_checks import parse_training_spec
 from gradshard_core.trainings.sampling import count_invited
 
 STARTING_SECONDS: Final = 900

@@ -23,9 +23,6 @@ from gradshard_core.formats.keys import (
     parse_renewal_key,
 )
 from gradshard_core.formats.layout import Layout
-from gradshard_core.planning.masking_options import Agreement
-from gradshard_core.planning.option_parsers import AssignmentSpec
-from gradshard_core.planning.training_spec import TrainingSpec
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.model_registry import Version
@@ -45,6 +42,9 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
+from gradshard_core.specs.masking_options import Agreement
+from gradshard_core.specs.option_parsers import AssignmentSpec
+from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings.next_round import training_round
 
 URL_SECONDS: Final = 12 * 3600

@@ -1,0 +1,1 @@
+"""The time, memory, requests and money that a round takes, and the figures behind them."""

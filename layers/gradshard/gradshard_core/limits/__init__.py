@@ -1,0 +1,1 @@
+"""The limits of rounds and trainings: AWS's, and gradshard's own."""

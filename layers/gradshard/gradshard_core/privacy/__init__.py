@@ -1,0 +1,1 @@
+"""Private sums: clipping, noise, trees of noise, secret draws of clients."""

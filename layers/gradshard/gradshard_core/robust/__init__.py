@@ -1,0 +1,1 @@
+"""Robust rules: by element, by weight, and the inner products of updates."""

@@ -1,0 +1,1 @@
+"""The options of rounds and trainings: declared once, parsed and checked."""

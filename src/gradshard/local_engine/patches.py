@@ -1,0 +1,15 @@
+"""The local engine's patches: what MiniStack does otherwise than AWS, corrected while it runs.
+
+Each patch says what AWS does and what MiniStack 1.5.33 does instead. Remove a patch when MiniStack
+does the same. The modules ``engine_*_patches`` have them, by service.
+"""
+
+from gradshard.local_engine import patches_iam, patches_lambda, patches_s3, patches_step_functions
+
+
+def apply() -> None:
+    """Apply all patches, in a process that is an engine."""
+    patches_lambda.apply()
+    patches_iam.apply()
+    patches_s3.apply()
+    patches_step_functions.apply()

@@ -1,0 +1,1 @@
+"""Updates as bytes: tensors, compression, conversion, masks, uploads and downloads."""

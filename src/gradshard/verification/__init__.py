@@ -1,0 +1,1 @@
+"""Verification of a round's result: recompute byte ranges of it, and compare."""
