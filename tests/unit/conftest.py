@@ -10,6 +10,7 @@ import pytest
 from pytest_socket import disable_socket
 
 from gradshard_core.rounds import aws_json, aws_requests
+from tests.unit.fakes import MemoryStore
 from tests.unit.in_memory import Machine, Told, load
 from tests.unit.observability.test_embedded_metrics import ENVIRONMENT
 
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 # `make test-client` tests the wheel without extras, and so without those of masked rounds.
 NEEDS_MASKING = re.compile(
-    r"^from (gradshard_core\.(masking|keeper)|gradshard\.client\.(mask|seed_derivation)"
-    r"|tests\.unit\.(keeping|keeper))\b|^from tests import .*\bmasked\b",
+    r"^from (gradshard_core\.(masking|keeper)|gradshard\.updates\.(mask|seed_derivation)"
+    r"|tests\.unit\.keeper_in_memory)\b|^from tests import .*\bmasked\b",
     re.MULTILINE,
 )
 collect_ignore = (
@@ -36,6 +37,12 @@ collect_ignore = (
 @pytest.fixture(autouse=True)
 def no_network() -> None:
     disable_socket()
+
+
+@pytest.fixture(params=["", "kms"])
+def store(request: pytest.FixtureRequest) -> MemoryStore:
+    """A bucket whose ETags are MD5s, and one where they say nothing of the bytes."""
+    return MemoryStore(kms=bool(request.param))
 
 
 @pytest.fixture
