@@ -115,7 +115,7 @@ import os, time
 from gradshard.local_engine import lifecycle, start_stop
 engine = lifecycle.status(start_stop.free_port())
 start_stop.start(engine, None, ephemeral=True, owner=os.getpid())
-print(local_engine.status(engine.port).pid, flush=True)
+print(lifecycle.status(engine.port).pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
