@@ -54,7 +54,8 @@ nitpick_ignore_regex = [
     ("py:(class|obj|data)", r"(?!gradshard(_core)?\.).*"),
     (
         "py:class",
-        r"gradshard(_core)?\.(aggregation|aws|client|formats|planning|privacy|records|robust|s3|specs|stragglers|updates)\..*",
+        r"gradshard(_core)?\.(aggregation|aws|client|formats|planning|privacy|records|robust|s3"
+        r"|specs|stragglers|torch|updates)\..*",
     ),
 ]
 napoleon_google_docstring = False
