@@ -21,10 +21,6 @@ from gradshard_core.planning import planner
 from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 
-INIT_BILLED: Final = (
-    "https://aws.amazon.com/blogs/compute/aws-lambda-standardizes-billing-for-init-phase"
-)
-
 SIDE_BY_SIDE: Final = ("shards", "gradssharding", "lambda_fl", "lifl")
 
 
@@ -48,9 +44,9 @@ def _head() -> str:
 
 # What a round costs
 
-See what a round costs, and which settings change that. `gradshard plan` computes the price for
-your size and number of clients. All figures are computed from AWS's prices in us-east-1; nothing
-was measured on AWS. [Other systems](../benchmarks/published.md) have a page of their own.
+See what a round costs, and which settings change that. `gradshard plan` computes the price of
+your rounds. All figures are computed from AWS's prices in us-east-1; nothing was measured on AWS.
+[Other systems](../benchmarks/published.md) have a page of their own.
 
 Dollars are per thousand rounds of {published_figures.CLIENTS} clients that the round names.
 {_unnamed()}
@@ -66,18 +62,7 @@ def _unnamed() -> str:
         for is_named in (True, False)
     )
     more = round_cost.US_EAST_1.s3(counted) - round_cost.US_EAST_1.s3(named)
-    return (
-        f"Rounds that are opened with the number of clients alone cost ${1000 * more:.2f} more, "
-        "because each arrival lists the updates."
-    )
-
-
-def _apart() -> float:
-    """Return what looking for others costs more if no function has seen an arrival before."""
-    clients, prices = published_figures.CLIENTS, round_cost.US_EAST_1
-    looks, listings = request_counts.looks_apart(clients)
-    warm = prices.s3(request_counts.Requests(clients - 1, 1))
-    return looks * prices.get_per_1000 / 1e3 + listings * prices.put_per_1000 / 1e3 - warm
+    return f"Rounds that are opened with the number of clients alone cost ${1000 * more:.2f} more."
 
 
 def _prices_section() -> str:
@@ -115,10 +100,8 @@ minute.
 - *Lambda*: the tasks' GB-seconds.
 - *S3 requests*: those of tasks and clients.
 - *Fees*: [all else](#what-the-fees-are).
-- *On a slow network*: the total at the bandwidth that the paper of GradsSharding measured
-  (*published*), {PUBLISHED.bytes_per_second / MIB:g} MiB/s per function. The other columns are at
-  the bandwidth that the planner assumes (*burst*): {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s
-  after a burst.
+- *On a slow network*: the total with the [bandwidth](#what-the-figures-assume) *published*. The
+  other columns are with *burst*.
 
 ![Dollars against size](cost-size.svg)
 
@@ -144,7 +127,7 @@ def _discount() -> float:
     return 1 - prices["arm64"] / prices["x86_64"]
 
 
-SHOWN_BUDGETS: Final = (120.0, 60.0, 30.0, 15.0, 5.0)
+SHOWN_BUDGETS: Final = (120.0, 60.0, 15.0, 5.0)
 
 
 def _budget_section() -> str:
@@ -177,7 +160,7 @@ def _defaults_section() -> str:
 
 For the models above:
 
-- At *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {small.memory_mb} MB change the total
+- With *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {small.memory_mb} MB change the total
   by about {_most(_dollars, small, default):.0f} %, and save up to
   {_most(_seconds, small, default):.0f} % of the time.
 - Rounds of half a minute instead of a minute cost up to
@@ -232,16 +215,13 @@ With the dollars of a round of {published_figures.VGG16.name}:
 - **Step Functions**, {1000 * bill.step_functions:.2f}: {aws_prices.ROUND_TRANSITIONS} transitions
   of the round, {aws_prices.LEVEL_TRANSITIONS} for each level, and an Express execution for each
   {aws_limits.INLINE_ITERATIONS} tasks. Starting {claims.FAN_OUT_SHARDS[-1]} tasks of
-  {vgg16.task_seconds:.0f} s costs ${deployed:.2f}; with a Standard execution for each, it would be
-  ${plain:.2f} ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
+  {vgg16.task_seconds:.0f} s costs ${deployed:.2f}; with a Standard execution for each, it
+  would be ${plain:.2f} ([decision 5](decisions/0005-express-children-of-forty-tasks.md)).
 - **Functions around the tasks**, {1000 * (bill.round_ + bill.requests):.2f}: their seconds, their
   requests to S3, and Lambda's fee per invocation.
 - **Cold starts**, {1000 * bill.starts:.2f}.
-- **Notifications**, {1000 * bill.events:.2f}: S3 tells an SNS topic of each upload, and the topic
-  calls `collect_update`. A round has
-  {round_cost.notifications(published_figures.CLIENTS)} messages at
-  [${1e6 * aws_prices.DOLLARS_PER_NOTIFICATION:.2f} per million](https://aws.amazon.com/sns/pricing/),
-  and one event of EventBridge when it ends.
+- **Notifications**, {1000 * bill.events:.2f}: {round_cost.notifications(published_figures.CLIENTS)}
+  messages of S3 to an SNS topic, and one event of EventBridge.
 """
 
 
@@ -272,21 +252,18 @@ def _assumptions_section() -> str:
     return f"""
 ## What the figures assume
 
-- Bandwidth *published*: {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of the paper's 44 to
-  57. *burst*: {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB}
-  MiB at {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771).
+- Bandwidth of a function: with *burst*, as the planner assumes,
+  {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB} MiB at
+  {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771); with *published*,
+  {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of what GradsSharding's paper measured.
 - {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; {MB_PER_VCPU} MB have
   one processor. This and the bandwidth hold for every system.
-- Each function of a round starts cold once, which [Lambda bills]({INIT_BILLED}):
-  {speeds.RUNTIME_INIT_SECONDS:g} s of the runtime (assumed), and {speeds.TASK_INIT_CPU_SECONDS:g}
-  (tasks) or {speeds.SMALL_INIT_CPU_SECONDS:g} CPU-seconds of imports (measured). *Seconds* are
-  those of warm functions.
-- Not counted: storage, logs, traces, deleting versions of models, clients' polling, and the
-  deadline's schedule ($0.001 per thousand rounds).
-- One warm function handles all arrivals of a round, and remembers whom it has seen. If another
-  function handled each, a thousand rounds would cost ${1000 * _apart():.3f} more.
-- All tasks of a level start at once, so the account's concurrency is at least M. Updates' headers
-  are within 64 KiB, and nothing is retried.
+- Each function of a round starts cold once, which Lambda bills. *Seconds* are those of warm
+  functions.
+- Not counted: data transfer out of AWS, storage, logs, traces, deleting versions of models,
+  clients' polling, and the deadline's schedule ($0.001 per thousand rounds).
+- One warm function handles all arrivals of a round. All tasks of a level start at once, so the
+  account's concurrency is at least M. Updates' headers are within 64 KiB, and nothing is retried.
 """
 
 

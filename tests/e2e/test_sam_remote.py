@@ -1,4 +1,4 @@
-"""`sam remote invoke`, as docs/deploying.md has it, finds what is deployed."""
+"""`sam remote invoke` finds what is deployed."""
 
 import json
 import subprocess

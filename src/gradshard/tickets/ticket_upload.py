@@ -28,6 +28,7 @@ UPLOAD_ATTEMPTS: Final = 3
 
 # S3 then rejects a request before the body is sent. botocore looks for the value in bytes.
 _EXPECT_CONTINUE: Final = {"Expect": b"100-continue"}
+"""So that S3 can answer 412 before the body is sent; AWS does not state that it does."""
 
 
 class TicketUpload:

@@ -46,7 +46,10 @@ UNITS: Final = {
     "MemoryUsed": "Percent",
     "TimeUsed": "Percent",
 }
-"""The metrics, each with CloudWatch's unit; their one dimension is ``service``, the stack."""
+"""The metrics, each with CloudWatch's unit; their one dimension is ``service``, the stack.
+
+A new one also needs a widget of the dashboard in ``template.yaml``.
+"""
 
 Handler = Callable[[Event, Context], Outcome]
 

@@ -28,7 +28,9 @@ class PlanRequest(NamedTuple):
     attempt
         0 for the first plan, and one more after contributors were rejected while they were read.
     is_repeated
-        Whether the machine has sent it before, to a call that may have been killed.
+        Whether the machine has sent it before, to a call that may have been killed. AWS does not
+        state that ``$$.State.RetryCount`` counts in a payload: if it does not, an upload that such
+        a call began stays open for seven days.
     """
 
     entered_at: str
