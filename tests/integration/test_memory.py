@@ -1,4 +1,4 @@
-"""Invariant 3: peak memory is under the projection, and does not grow with the update."""
+"""Invariant 2: peak memory is under the projection, and does not grow with the update."""
 
 import io
 import json
