@@ -50,13 +50,13 @@ maximum_signature_line_length = 88
 # Optional packages, which the documentation is built without.
 autodoc_mock_imports = ["flwr", "torch"]
 # Types of other projects have no page here, nor have those inside the package.
+WITHOUT_PAGES = (
+    "aggregation|aws|client|formats|planning|privacy|records|robust|s3|specs|stragglers|tickets"
+    "|torch|updates|verification"
+)
 nitpick_ignore_regex = [
     ("py:(class|obj|data)", r"(?!gradshard(_core)?\.).*"),
-    (
-        "py:class",
-        r"gradshard(_core)?\.(aggregation|aws|client|formats|planning|privacy|records|robust|s3"
-        r"|specs|stragglers|torch|updates)\..*",
-    ),
+    ("py:class", rf"gradshard(_core)?\.({WITHOUT_PAGES})\..*"),
 ]
 napoleon_google_docstring = False
 napoleon_use_rtype = False
