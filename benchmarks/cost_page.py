@@ -9,15 +9,21 @@ from benchmarks.cost_text import PAPER, format_table
 from gradshard.papers import SYSTEMS, claims, published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.costs import aws_prices, client_transfers, request_counts, round_cost, speeds
-from gradshard_core.costs.bandwidth import BURST
+from gradshard_core.costs import (
+    assumed_speeds,
+    aws_prices,
+    client_transfers,
+    request_counts,
+    round_cost,
+)
+from gradshard_core.costs.bandwidth_model import BURST
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.costs.round_projection import Projection
 from gradshard_core.costs.round_workload import workload_of
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.limits import aws_limits
 from gradshard_core.limits.aws_limits import MB_PER_VCPU
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 
@@ -245,7 +251,7 @@ def _compressed_round(model: published_figures.Model, codec: str | None) -> Proj
     names = [f"client-{number}" for number in range(published_figures.CLIENTS)]
     spec = parse_spec({"clients": names, "codecs": list(CODECS)})
     load = workload_of(spec, model.nbytes, published_figures.CLIENTS, codec=codec)
-    return planner.choose(load, claims.DEFAULT.setting.aggregator())[0]
+    return shard_count.choose(load, claims.DEFAULT.setting.aggregator())[0]
 
 
 def _assumptions_section() -> str:
@@ -253,10 +259,11 @@ def _assumptions_section() -> str:
 ## What the figures assume
 
 - Bandwidth of a function: with *burst*, as the planner assumes,
-  {speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after {speeds.BURST_BYTES // MIB} MiB at
-  {speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s (Bodner et al., arXiv 2501.07771); with *published*,
+  {assumed_speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after
+  {assumed_speeds.BURST_BYTES // MIB} MiB at {assumed_speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s
+  (Bodner et al., arXiv 2501.07771); with *published*,
   {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of what GradsSharding's paper measured.
-- {speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; {MB_PER_VCPU} MB have
+- {assumed_speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; {MB_PER_VCPU} MB have
   one processor. This and the bandwidth hold for every system.
 - Each function of a round starts cold once, which Lambda bills. *Seconds* are those of warm
   functions.

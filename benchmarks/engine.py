@@ -15,7 +15,7 @@ from botocore.config import Config
 
 from benchmarks.servers import BUCKET, REGION, aws_environment
 from gradshard.local_engine import start_stop
-from gradshard.local_engine.gate import read_credentials
+from gradshard.local_engine.access_gate import read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
 if TYPE_CHECKING:

@@ -27,11 +27,11 @@ from tests.unit.observability.test_embedded_metrics import ENVIRONMENT
 
 from gradshard import Federation
 from gradshard.client.model import Model
-from gradshard.local_engine import lifecycle
+from gradshard.local_engine import up_and_down
 from gradshard_core.aggregation import topologies
 from gradshard_core.formats.keys import TrainingKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
-from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.plan_and_manifest import read_manifest
 from gradshard_core.records.training_state import change_state
 from gradshard_core.rounds import aws_json, aws_requests
 from gradshard_core.trainings.start_training import start_training
@@ -224,7 +224,7 @@ def _check(
 
 def on_engine(clients: int, terms: dict[str, Any]) -> None:
     """Run a round on the local engine."""
-    engine = lifecycle.up(0, progress=print, owner=os.getpid())
+    engine = up_and_down.up(0, progress=print, owner=os.getpid())
     try:
         os.environ.update(engine.environment)
         federation, updates = Federation(), Updates(clients)
@@ -258,7 +258,7 @@ def on_engine(clients: int, terms: dict[str, Any]) -> None:
         assert [c["client"] for c in manifest["contributors"]] == updates.names
         print(f"{clients:,} clients: the bits are those of a plain loop")
     finally:
-        lifecycle.down(engine.port, delete=True)
+        up_and_down.down(engine.port, delete=True)
 
 
 def _time(stated: str) -> float:

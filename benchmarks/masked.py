@@ -25,12 +25,12 @@ from gradshard.updates.mask import Mask, MaskedContent, masked
 from gradshard.updates.upload_source import TensorContent
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import Addition, Reduction, Source, WeightedRange
-from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
-from gradshard_core.formats.layout import Layout, Span
+from gradshard_core.aggregation.masked_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
+from gradshard_core.formats.tensor_layout import Layout, Span
 from gradshard_core.masking import sealing
 from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
-from gradshard_core.privacy.ring_noise import RingNoise
+from gradshard_core.privacy.masked_noise import RingNoise
 from gradshard_core.specs.masking_options import Agreement, parse_masking
 
 CLIENTS: Final = 20

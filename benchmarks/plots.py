@@ -13,7 +13,7 @@ from gradshard.papers.published_figures import SHARD_SWEEP_SECONDS
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.round_projection import project
 from gradshard_core.costs.workload import Workload
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 
 COLORS: Final = {FUNCTION.name: 0, PUBLISHED.name: 1, SEQUENTIAL.name: 2, FLOWER.name: 3}
 MODEL_MEMORIES_MB: Final = (128, 256, 1769)
@@ -126,7 +126,7 @@ def memory(cases: Sequence[Json]) -> str:
 def seconds() -> str:
     """Lines: a round's seconds against M, as the planner's bandwidth model has it."""
     load = Workload(4 * VGG_16, ((20,),))
-    most = planner.max_shards(load.nbytes)
+    most = shard_count.max_shards(load.nbytes)
     series = [
         Series(
             f"{memory_mb:,} MB",

@@ -11,8 +11,8 @@ from gradshard.papers import SYSTEMS, claims, published_figures, published_syste
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.costs import aws_prices, client_transfers, speeds
-from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs import assumed_speeds, aws_prices, client_transfers
+from gradshard_core.costs.bandwidth_model import BURST, Bandwidth
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.limits import aws_limits
 from gradshard_core.units import MIB
@@ -137,8 +137,8 @@ GradsSharding's *agg* of ResNet-18 and VGG-16, because functions end at differen
 
 *Modelled*: seconds from {PUBLISHED.bytes_per_second / MIB:g} MiB/s, reading and writing,
 {1000 * PUBLISHED.latency_seconds:g} ms a request (chosen to fit these cells) and
-{speeds.TASK_START_SECONDS:g} s a start; memory from ⌈3·input + 450⌉. ResNet-18 was measured under
-an earlier rule, ⌈2·input + 450⌉. The model's functions all take equally long.
+{assumed_speeds.TASK_START_SECONDS:g} s a start; memory from ⌈3·input + 450⌉. ResNet-18 was
+measured under an earlier rule, ⌈2·input + 450⌉. The model's functions all take equally long.
 """
 
 

@@ -11,13 +11,13 @@ from benchmarks import runs
 from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard_core.aggregation import topologies
-from gradshard_core.costs import memory_projection, speeds
+from gradshard_core.costs import assumed_speeds, memory_projection
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.round_projection import Projection
 from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
 from gradshard_core.limits import aws_limits
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.units import MIB
 
@@ -62,7 +62,7 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     for memory_mb in aws_limits.MEMORIES_MB:
         aggregator = LambdaConfig(memory_mb, "arm64")
         try:
-            projection, _ = planner.choose(load, aggregator)
+            projection, _ = shard_count.choose(load, aggregator)
         except PlanError as error:
             row["rejected"] = str(error)
             continue
@@ -110,8 +110,11 @@ def _over(
         ("memory", projection.needed_mb, min(projection.memory_mb, aws_limits.MEMORIES_MB[-1])),
         (
             "finalizing seconds",
-            projection.tasks * report_seconds * aws_limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
-            speeds.FINALIZE_TIMEOUT_SECONDS,
+            projection.tasks
+            * report_seconds
+            * aws_limits.MB_PER_VCPU
+            / assumed_speeds.FINALIZE_MEMORY_MB,
+            assumed_speeds.FINALIZE_TIMEOUT_SECONDS,
         ),
     ):
         if value > most:

@@ -30,7 +30,7 @@ from benchmarks.nginx import Nginx
 from benchmarks.rows import transfer
 from benchmarks.runs import PYTHONPATH, ROOT, WrongBytesError
 from benchmarks.servers import BUCKET
-from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.units import MIB
 
 PARALLEL: Final = "gradshard, parallel"

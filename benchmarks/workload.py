@@ -19,8 +19,9 @@ from gradshard_core.costs import memory_projection
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.workload import Workload
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
-from gradshard_core.planning import planner
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
+from gradshard_core.planning import shard_count
+from gradshard_core.planning.client_weights import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.plan_parts import (
@@ -31,7 +32,6 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Task,
 )
-from gradshard_core.planning.weighing import weigh
 
 RESNET_18: Final = 11_181_642
 VGG_16: Final = 134_301_514
@@ -187,7 +187,7 @@ class Workloads:
                 with FileContent(path, None) as content:
                     runs = layout.runs_in(content.layout, header_bytes(content))
             contributors.append(Contributor(client, source, 600 + 37 * index, 0.0, runs))
-        projection, notes = planner.choose(
+        projection, notes = shard_count.choose(
             Workload(
                 layout.nbytes,
                 ((case.clients,),),

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from gradshard_core.aggregation.kernel import Addition, Reduction, Source, WeightedRange, aggregate
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.robust.inner_products import Measuring, chunk_ranges
 from gradshard_core.robust.rules import parse_robust_rule
 from stragglers import data, network, program

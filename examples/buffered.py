@@ -20,7 +20,7 @@ import numpy as np
 from attacks import InMemory
 from gradshard_core.aggregation.kernel import Addition, Source, WeightedRange, aggregate
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.specs.inbox_spec import InboxSpec
 from stragglers import data, network, program
 from stragglers.curves import Curve, Floats, Panel

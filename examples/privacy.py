@@ -18,14 +18,14 @@ import numpy as np
 import attacks
 from gradshard.client.privacy_accounting import epsilon_of
 from gradshard_core.aggregation.kernel import Reduction, Source, WeightedRange, aggregate
-from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
-from gradshard_core.formats.layout import Layout
+from gradshard_core.aggregation.masked_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.masking.key_stream import KeyStream
+from gradshard_core.privacy.masked_noise import RingNoise, noise_key
 from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.privacy.noisy_fixed_point import NoisyFixedPoint
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.privacy.private_sum import PrivateSum
-from gradshard_core.privacy.ring_noise import RingNoise, noise_key
 from gradshard_core.robust.inner_products import Measuring, chunk_ranges
 from gradshard_core.specs.masking_options import parse_masking
 from stragglers import network, program

@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, urlsplit
 
 import pytest
 
-from gradshard.tickets import http_client
+from gradshard.tickets import allowed_hosts
 
 
 def rejection(
@@ -59,4 +59,4 @@ def rejection(
 def trust_engines(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have clients take whatever listens on this machine for a local engine."""
     running = SimpleNamespace(running=True)
-    monkeypatch.setattr(http_client, "running_engines", SimpleNamespace(status=lambda _: running))
+    monkeypatch.setattr(allowed_hosts, "running_engines", SimpleNamespace(status=lambda _: running))

@@ -11,7 +11,7 @@ import demo
 from gradshard import Federation
 from gradshard_core.aggregation.arithmetic import add, finish, shares_of
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.stragglers.layers import coverage_of, layers_of
 from gradshard_core.stragglers.salf import PartialRule, effective_weights
 from network import Array, Parameters

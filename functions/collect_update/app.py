@@ -6,7 +6,7 @@ from typing import Any
 from gradshard_core.formats.s3_notifications import parse_notifications
 from gradshard_core.observability import embedded_metrics
 from gradshard_core.rounds.collect_update import collect_update
-from gradshard_core.rounds.end_of_wait import deadline_passed
+from gradshard_core.rounds.resume_round import deadline_passed
 from gradshard_core.rounds.waiting_record import Seen
 from gradshard_core.s3.http_transport import function_store
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gradshard_core.observability import embedded_metrics
-from gradshard_core.rounds.keeper_wait import has_keeper
+from gradshard_core.rounds.keeper_exchange import has_keeper
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.s3.http_transport import function_store
 

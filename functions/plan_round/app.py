@@ -5,7 +5,7 @@ from typing import Any
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.observability import embedded_metrics
-from gradshard_core.rounds.keeper_wait import has_keeper
+from gradshard_core.rounds.keeper_exchange import has_keeper
 from gradshard_core.rounds.plan_context import PlanRequest
 from gradshard_core.rounds.plan_round import plan_round
 from gradshard_core.s3.http_transport import function_store

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gradshard_core.observability import embedded_metrics
-from gradshard_core.rounds.keeper_wait import has_keeper
+from gradshard_core.rounds.keeper_exchange import has_keeper
 from gradshard_core.s3.http_transport import function_store
 from gradshard_core.trainings.start_training import start_training
 

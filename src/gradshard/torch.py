@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.layout import shorten
+from gradshard_core.formats.tensor_layout import shorten
 
 try:
     import torch

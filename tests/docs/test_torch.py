@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradshard.updates.tensors import Array, pack, unpack
-from gradshard_core.formats.layout import encode_header
+from gradshard_core.formats.tensor_layout import encode_header
 from tests.docs.pages import ROOT, blocks
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: `make test-torch`")

@@ -10,11 +10,11 @@ import numpy as np
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
-from gradshard_core.formats.layout import PREFIX_BYTES
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.plan_and_manifest import read_manifest
 from gradshard_core.rounds.aggregate_shard import aggregate_shard
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.plan_context import PlanRequest

@@ -108,7 +108,7 @@ def test_an_order_that_costs_too_much_is_rejected(
 def test_runs_that_do_not_fit_into_the_tasks_memory_are_rejected(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.rounds.layout_examiner.MAX_RUNS", 10)
+    monkeypatch.setattr("gradshard_core.rounds.layout_check.MAX_RUNS", 10)
     names = [f"t{n}" for n in range(9)]
     update = {name: np.ones(10, "f4") for name in names}
     round_ = open_round(clients=4, min_clients=1)

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from gradshard.aws import boto_client
-from gradshard.local_engine.lifecycle import Engine
+from gradshard.local_engine.up_and_down import Engine
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
 from gradshard_core.keeper.request import Request, SealedSeed
 from gradshard_core.masking import sealing, signing
-from gradshard_core.s3 import http_connections, range_streams
+from gradshard_core.s3 import timeouts
 from gradshard_core.s3.store import S3Store
 from tests import masked
 from tests.integration.conftest import bucket
@@ -69,9 +69,9 @@ def call(own: S3Store, store: S3Store, proxy: Proxy) -> Iterator[Call]:
             patch.setenv(f"{variable}_HOST", "")
         patch.setenv("GRADSHARD_LEAST_CLIENTS", "2")
         patch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        patch.setattr(http_connections, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(timeouts, "TIMEOUT_SECONDS", 0.3)
         patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
-        patch.setattr(range_streams, "PATIENCE_SECONDS", 0.3)
+        patch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
         patch.setattr(time, "sleep", lambda _: None)
         modules = {
             name: runpy.run_path(str(ROOT / "keeper" / "functions" / name / "app.py"))

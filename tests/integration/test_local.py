@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.local_engine import lifecycle, start_stop
+from gradshard.local_engine import start_stop, up_and_down
 from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
 
@@ -37,19 +37,19 @@ def taken() -> Iterator[int]:
 
 def test_a_port_that_is_taken(taken: int) -> None:
     with pytest.raises(EngineError, match=rf"port {taken} .* choose another with --port"):
-        lifecycle.up(taken)
-    assert not lifecycle.status(taken).running
+        up_and_down.up(taken)
+    assert not up_and_down.status(taken).running
 
 
 def test_an_address_that_is_not_this_machines() -> None:
     with pytest.raises(EngineError, match=rf"{NOBODYS} cannot .* choose another with --bind"):
-        lifecycle.up(0, bind=NOBODYS)
+        up_and_down.up(0, bind=NOBODYS)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])  # noqa: S104
 def test_every_address_at_once_is_not_meant(address: str) -> None:
     with pytest.raises(EngineError, match="every address of this machine: name the one"):
-        lifecycle.up(0, bind=address)
+        up_and_down.up(0, bind=address)
 
 
 def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
@@ -81,9 +81,9 @@ def test_an_engine_of_another_port_that_got_a_dead_ones_id_is_not_taken_for_it(c
             folder.mkdir(parents=True)
             (folder / "pid").write_text(str(process.pid))
         try:
-            assert not lifecycle.status(4571).running
-            assert lifecycle.status(4572).running
-            assert not lifecycle.down(4571)
+            assert not up_and_down.status(4571).running
+            assert up_and_down.status(4572).running
+            assert not up_and_down.down(4571)
             assert process.poll() is None
         finally:
             process.kill()
@@ -101,10 +101,10 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
         started.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
         return started[0].pid
 
-    monkeypatch.setattr(lifecycle, "_check_machine", lambda: None)  # which starts processes too
+    monkeypatch.setattr(up_and_down, "_check_machine", lambda: None)  # which starts processes too
     monkeypatch.setattr("os.posix_spawn", spawn)
     with pytest.raises(IsADirectoryError):
-        lifecycle.up(0)
+        up_and_down.up(0)
     assert not start_stop.is_group_alive(started[0].pid)
     started[0].wait()
 

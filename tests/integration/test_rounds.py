@@ -16,7 +16,7 @@ import safetensors
 from gradshard.utils.crc64 import crc64_text
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import BrokenObjectError, PlanError, StoreError
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import aws_requests, waiting_record
 from gradshard_core.rounds.abort_round import abort_round
@@ -437,7 +437,7 @@ def test_a_late_second_planning_does_not_rename_tensors(
         terms = {"model": round_.name, "optimizer": "fedadam", "learning_rate": 0.5}
         round_ = Round(store, clients=1, server_optimizer=terms)
     round_.submit("a", tensors)
-    monkeypatch.setattr("gradshard_core.planning.outputs.IN_PLAN_BYTES", 0)
+    monkeypatch.setattr("gradshard_core.planning.output_objects.IN_PLAN_BYTES", 0)
     kept: dict[str, bytes] = {}
     put_bytes = S3Store.put_bytes
 
@@ -576,7 +576,7 @@ def test_m_is_lowered_and_the_manifest_says_so(open_round: Callable[..., Round])
     round_ = open_round(clients=1, shards=1000)
     round_.submit("a", {"w": np.ones(3_000_000, "f4")})
     assert round_.go() == {"status": "completed"}
-    assert round_.manifest()["shards"] == planner.max_shards(12_000_000) == 2
+    assert round_.manifest()["shards"] == shard_count.max_shards(12_000_000) == 2
     assert round_.manifest()["notes"][0].startswith("M lowered from 1000 to 2")
 
 

@@ -14,8 +14,8 @@ from typing import Any, Self
 import pytest
 
 from gradshard.aws import boto_client
-from gradshard.local_engine.lifecycle import Engine
-from gradshard_core.s3 import http_connections, range_streams
+from gradshard.local_engine.up_and_down import Engine
+from gradshard_core.s3 import timeouts
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (
     APPLIED,
@@ -59,9 +59,9 @@ MOMENTS = 1
 def environment(function_environment: None) -> Iterator[None]:
     """Nothing waits for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(http_connections, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(timeouts, "TIMEOUT_SECONDS", 0.3)
         patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
-        patch.setattr(range_streams, "PATIENCE_SECONDS", 0.3)
+        patch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
         yield
 
 

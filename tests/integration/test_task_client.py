@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradshard.local_engine.lifecycle import Engine
+from gradshard.local_engine.up_and_down import Engine
 from gradshard_core.errors import ChangedObjectError, StoreError
-from gradshard_core.s3 import range_streams
+from gradshard_core.s3 import timeouts
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
@@ -116,9 +116,9 @@ def test_a_part_that_is_only_a_header(client: TaskS3Client, store: S3Store) -> N
 def test_a_slow_read_times_out_before_s3_drops_the_part_that_waits_for_it(
     client: TaskS3Client, store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert range_streams.PATIENCE_SECONDS < S3_PATIENCE_SECONDS
-    patience = range_streams.PATIENCE_SECONDS
-    monkeypatch.setattr(range_streams, "PATIENCE_SECONDS", 0.3)
+    assert timeouts.PATIENCE_SECONDS < S3_PATIENCE_SECONDS
+    patience = timeouts.PATIENCE_SECONDS
+    monkeypatch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
     data = os.urandom(MIB)
     store.put_bytes("w/rests", data)
     proxy.faults = [Fault("stall", "GET", "w/rests")]

@@ -35,7 +35,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.ticket_json import signed_lengths
 from gradshard_core.rounds.arrivals import Update, check_update

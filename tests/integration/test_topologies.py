@@ -9,13 +9,13 @@ import pytest
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import ChangedObjectError, PlanError, SpecError
-from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.plan_and_manifest import read_manifest
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import end_of_wait
+from gradshard_core.rounds import resume_round
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.rounds.collect_update import collect_update
-from gradshard_core.rounds.end_of_wait import deadline_passed
 from gradshard_core.rounds.quorum import QuorumError
+from gradshard_core.rounds.resume_round import deadline_passed
 from gradshard_core.rounds.waiting_record import Seen
 from tests import reference
 from tests.integration.by_hand import Round, Update, layout_of, small
@@ -292,7 +292,7 @@ def test_an_eager_leaf_starts_while_others_are_awaited(open_round: Callable[...,
             round_.submit(CLIENTS[index], updates[index], SAMPLES[index])
         spec, _ = read_spec(round_.store, round_.keys) or (None, None)
         assert spec is not None
-        due = end_of_wait._is_due(round_.store, round_.keys, spec, "", Seen())
+        due = resume_round._is_due(round_.store, round_.keys, spec, "", Seen())
         if not due:
             seen.append([])
             continue

@@ -12,7 +12,7 @@ from gradshard.updates import uploads
 from gradshard.updates.upload_source import FileContent
 from gradshard.updates.uploads import CHUNK_BYTES, checksum_of, upload
 from gradshard_core.errors import StoreError, UpdateError
-from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.units import MIB
 from tests.integration.conftest import as_clients_do

@@ -99,7 +99,7 @@ def test_functions_import_no_client() -> None:
     [
         (
             "gradshard_core.rounds.aggregate_shard",
-            ["gradshard_core.planning.planner", "xml.etree.ElementTree"],
+            ["gradshard_core.planning.shard_count", "xml.etree.ElementTree"],
         ),
         (
             "gradshard_core.rounds.aggregate_shard",
@@ -107,7 +107,7 @@ def test_functions_import_no_client() -> None:
         ),
         (
             "gradshard.updates.uploads",
-            ["gradshard_core.costs.round_cost", "gradshard_core.planning.planner"],
+            ["gradshard_core.costs.round_cost", "gradshard_core.planning.shard_count"],
         ),
     ],
 )

@@ -17,7 +17,7 @@ from gradshard.updates.compression import Compression
 from gradshard.updates.tensors import pack, unpack
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import encode_header
+from gradshard_core.formats.tensor_layout import encode_header
 from tests import compressed
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -22,7 +22,7 @@ SECTIONS: Final = {
         ),
         Lazy("cancel", "round_operations", "cancel", "Stop a round, or all rounds, and clean up."),
         Lazy("rm", "round_operations", "remove", "Delete the objects of a round that has ended."),
-        Lazy("logs", "round_operations", "logs", "Show what the functions logged about a round."),
+        Lazy("logs", "logs", "logs", "Show what the functions logged about a round."),
         Lazy("report", "report", "report", "Write an HTML page about rounds."),
     ],
     "Trainings": [

@@ -20,7 +20,7 @@ from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.costs import aws_prices
-from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.bandwidth_model import BURST, Bandwidth
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.costs.round_cost import Prices
 from gradshard_core.errors import PlanError, SpecError

@@ -29,7 +29,7 @@ from gradshard_core.costs.workload import Workload
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.limits import aws_limits
 from gradshard_core.limits.own_limits import MAX_CLIENTS
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.specs.masking_options import check_unused
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_spec
@@ -148,10 +148,10 @@ def plan(
             stack or STACK, region=region, profile=profile, local=local, port=port
         ).stack
     aggregator = _aggregator_of(outputs, memory, architecture)
-    choice, notes = planner.choose(
+    choice, notes = shard_count.choose(
         load, aggregator, shards=spec.shards, time_budget=spec.time_budget
     )
-    frontier = planner.frontier(
+    frontier = shard_count.frontier(
         load,
         aggregator,
         memories=sorted({*aws_limits.MEMORIES_MB, aggregator.memory_mb}),

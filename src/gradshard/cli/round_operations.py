@@ -1,9 +1,8 @@
 """Commands of an operator: ``gradshard list``, ``close``, ``cancel``, ``rm`` and ``logs``."""
 
 import itertools
-import json
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
 
 import click
 from rich.console import Console
@@ -14,7 +13,7 @@ from gradshard.cli.options import connected, json_option, option, quiet_option
 from gradshard.cli.output import cell, confirm, print_json
 from gradshard.cli.show import STATE_STYLES, expected
 from gradshard.cli.terminal_progress import waiting
-from gradshard.client.round_operations import STATES, LogLine
+from gradshard.client.round_operations import STATES
 from gradshard.utils.text import escape_terminal, pluralize
 from gradshard_core.errors import RoundStateError
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from gradshard.client.federation import Federation
 
 DEFAULT_LIMIT: Final = 20
-
-SHOWN_FIELDS: Final = ("contributor", "task", "status", "reason", "error", "cause")
-"""Fields of a log record that a line shows; --json shows all."""
 
 
 @click.command("list")
@@ -150,37 +146,3 @@ def _ask_whether_to_delete(name: str) -> None:
         ) from None
     if not is_wanted:
         raise RoundStateError(f"round {name!r} was left as it is")
-
-
-@click.command()
-@click.argument("name", metavar="ROUND")
-@json_option
-@connected
-def logs(federation: "Federation", name: str, as_json: bool) -> None:
-    """Show what the functions logged about a round.
-
-    Each line is one log record. The newest line comes last.
-    """
-    with waiting(f"reading the logs of round {name}"):
-        lines = federation.round(name).log()
-    if as_json:
-        print_json([{"at": _iso(line), "function": line.function} | line.fields for line in lines])
-        return
-    for line in lines:
-        click.echo(escape_terminal(f"{_iso(line)} {line.function} {_describe(line.fields)}"))
-
-
-def _iso(line: LogLine) -> str:
-    return datetime.fromtimestamp(line.at / 1000, UTC).isoformat(timespec="milliseconds")
-
-
-def _describe(fields: dict[str, Any]) -> str:
-    """Return the message of a log record and its most important fields."""
-    outcome = fields.get("outcome")
-    known = (outcome if isinstance(outcome, dict) else {}) | fields
-    shown = (
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
-        for name in SHOWN_FIELDS
-        if (value := known.get(name)) is not None
-    )
-    return " ".join((str(fields.get("message", "")), *shown))

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple, Self
 
-from gradshard_core.costs import speeds
+from gradshard_core.costs import assumed_speeds
 
 KEEPER_MEMORY_MB: Final = 1769
 """Memory of `sum_masks` in keeper/template.yaml: that of one whole processor."""
@@ -42,7 +42,7 @@ class KeeperCost(NamedTuple):
     ) -> Self:
         """Project it for clients with updates of so many bytes of F32."""
         streamed = clients * nbytes * ring_bits // 32
-        noise = nbytes / 1e9 * speeds.NOISE_CPU_SECONDS_PER_GB if has_noise else 0.0
+        noise = nbytes / 1e9 * assumed_speeds.NOISE_CPU_SECONDS_PER_GB if has_noise else 0.0
         seconds = streamed / 1e9 * KEEPER_SECONDS_PER_GB + noise
         dollars = seconds * KEEPER_MEMORY_MB / 1024 * dollars_per_gb_second
         return cls(streamed, seconds, noise, dollars)

@@ -21,7 +21,7 @@ from gradshard_core.aggregation.model_buffers import (
 )
 from gradshard_core.errors import ModelStateError, PrivacyBudgetError
 from gradshard_core.formats.keys import DEFAULT_MODEL, ModelKeys, StoredTensors
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.privacy_ledger import PrivacyLedger, change_ledger, read_ledger

@@ -42,7 +42,7 @@ from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
-from gradshard_core.records.stored_lists import piece_reader, read_manifest
+from gradshard_core.records.plan_and_manifest import piece_reader, read_manifest
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
 from gradshard_core.specs.masking_options import Agreement

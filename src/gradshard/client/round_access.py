@@ -13,7 +13,7 @@ from gradshard.updates.uploads import Progress
 from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundStateError, UpdateError, WaitTimeoutError
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 
 T = TypeVar("T")
 

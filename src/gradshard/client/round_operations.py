@@ -12,7 +12,7 @@ from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys, is_id
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
-from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.plan_and_manifest import read_manifest
 
 STATES: Final = (AWAITING, AGGREGATING, COMPLETED, FAILED)
 

@@ -18,7 +18,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.records.manifest_status import parse_manifest
-from gradshard_core.records.stored_lists import piece_reader, with_decided, with_lists
+from gradshard_core.records.plan_and_manifest import piece_reader, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import ListedObject
 

@@ -31,7 +31,7 @@ from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.records.inbox import UncountedUpdate, count_rejected, list_waiting
 from gradshard_core.records.model_registry import read_current
-from gradshard_core.records.stored_lists import read_record
+from gradshard_core.records.plan_and_manifest import read_record
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSE,

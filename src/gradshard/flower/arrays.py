@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord
 
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import Header, header_length, parse_header
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 
 Numpy = npt.NDArray[Any]
 

@@ -17,7 +17,7 @@ from gradshard.updates.deltas import change_of
 from gradshard.updates.mask import Mask
 from gradshard.updates.tensors import pack
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 
 
 def s3_mod(

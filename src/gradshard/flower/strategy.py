@@ -25,8 +25,8 @@ from gradshard.updates.upload_source import model_content_of
 from gradshard.updates.uploads import upload
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.masked_updates import roster_digest
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.limits import aws_limits
 from gradshard_core.records import model_registry
 from gradshard_core.records.ticket_json import max_update_bytes, sent_layout

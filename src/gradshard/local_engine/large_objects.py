@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from gradshard.local_engine.gate import OperatingSystemError
+from gradshard.local_engine.access_gate import OperatingSystemError
 
 LARGE_BYTES: Final = 1024 * 1024
 """From this size on, bodies are files."""

@@ -14,8 +14,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from gradshard.local_engine import kept_buckets, large_objects, patches
-from gradshard.local_engine.gate import Gate, read_credentials
+from gradshard.local_engine import kept_buckets, large_objects, ministack_patches
+from gradshard.local_engine.access_gate import Gate, read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _configure(options.port, credentials)
     if options.keep:
         _configure_keeping(options.keep)
-    patches.apply()
+    ministack_patches.apply()
     if options.keep:
         large_objects.patch(options.keep)
         kept_buckets.patch()

@@ -16,7 +16,7 @@ from botocore.session import Session
 
 from gradshard.aws.boto_client import connect, make_session
 from gradshard.deployment.defaults import DEFAULT_PORT, STACK
-from gradshard.local_engine.gate import read_credentials
+from gradshard.local_engine.access_gate import read_credentials
 from gradshard_core.errors import EngineError
 from gradshard_core.s3.sigv4 import Credentials
 

@@ -19,7 +19,7 @@ from gradshard.papers import SYSTEMS, gradshard_systems, published_figures
 from gradshard.papers.estimate import PUBLISHED, Estimate, Setting
 from gradshard.papers.published_figures import MODELS, Model
 from gradshard_core.costs import aws_prices
-from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.bandwidth_model import BURST, Bandwidth
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.costs.request_counts import Requests
 from gradshard_core.costs.round_cost import Bill

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from gradshard.papers import published_figures
-from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.bandwidth_model import BURST, Bandwidth
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.costs.round_cost import US_EAST_1, Bill, Prices
 

@@ -9,7 +9,7 @@ from gradshard_core.costs.round_projection import Projection, project
 from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
 from gradshard_core.limits import aws_limits
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 
 
 def shards(nbytes: int, setting: Setting) -> Estimate:
@@ -21,16 +21,16 @@ def shards(nbytes: int, setting: Setting) -> Estimate:
         No plan fits.
     """
     load, aggregator = _load(nbytes, topologies.AUTO, setting), setting.aggregator()
-    most = planner.max_shards(nbytes)
+    most = shard_count.max_shards(nbytes)
     m = None if setting.shards is None else min(setting.shards, most)
-    projection, _ = planner.choose(load, aggregator, shards=m, time_budget=setting.time_budget)
+    projection, _ = shard_count.choose(load, aggregator, shards=m, time_budget=setting.time_budget)
     return _estimate("shards", nbytes, projection)
 
 
 def frontier(nbytes: int, setting: Setting) -> list[Estimate]:
     """Return the choices of memory and M that no other beats on both seconds and dollars."""
     load = _load(nbytes, topologies.AUTO, setting)
-    projections = planner.frontier(load, setting.aggregator(), memories=aws_limits.MEMORIES_MB)
+    projections = shard_count.frontier(load, setting.aggregator(), memories=aws_limits.MEMORIES_MB)
     return [_estimate("shards", nbytes, projection) for projection in projections]
 
 
@@ -46,7 +46,7 @@ def lifl(nbytes: int, setting: Setting) -> Estimate:
 
 def _tree(topology: str, nbytes: int, setting: Setting) -> Estimate:
     system = f"{topology}_streamed"
-    m = planner.min_shards(nbytes)
+    m = shard_count.min_shards(nbytes)
     projection = project(_load(nbytes, topology, setting), m, setting.aggregator())
     # Lambda's limit: that of the Express children, five minutes, would rule large trees out.
     if (

@@ -12,7 +12,7 @@ from gradshard.papers import published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.papers.published_figures import Measurement
 from gradshard_core.aggregation import topologies
-from gradshard_core.costs import round_cost, speeds
+from gradshard_core.costs import assumed_speeds, round_cost
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.request_counts import Requests
 from gradshard_core.costs.round_cost import US_EAST_1, Bill, Tasks
@@ -111,7 +111,9 @@ def modelled(measurement: Measurement) -> Estimate:
     )
     estimate = systems[measurement.system](measurement.model.nbytes, setting)
     levels = len(measurement.levels)
-    around = speeds.ROUND_OVERHEAD_SECONDS + speeds.LEVEL_OVERHEAD_SECONDS * (levels - 1)
+    around = assumed_speeds.ROUND_OVERHEAD_SECONDS + assumed_speeds.LEVEL_OVERHEAD_SECONDS * (
+        levels - 1
+    )
     return replace(estimate, seconds=estimate.seconds - around)
 
 
@@ -163,8 +165,8 @@ def _estimate(
         memory_mb=memory,
         task_seconds=max(longest),
         seconds=sum(longest)
-        + speeds.ROUND_OVERHEAD_SECONDS
-        + speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
+        + assumed_speeds.ROUND_OVERHEAD_SECONDS
+        + assumed_speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1),
         gb_seconds=memory / 1024 * sum(run.seconds for level in priced for run in level),
         gets=requests.gets,
         puts=requests.puts,

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Mapping
 from typing import IO, Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 from botocore.awsrequest import AWSRequest, AWSResponse
 from botocore.exceptions import BotoCoreError
@@ -18,7 +17,7 @@ from botocore.httpsession import URLLib3Session
 from urllib3.exceptions import HTTPError
 
 from gradshard.aws.boto_client import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
-from gradshard.local_engine import running_engines
+from gradshard.tickets.allowed_hosts import check_origin, origin_of
 from gradshard_core.errors import TicketError
 from gradshard_core.units import MIB
 
@@ -28,20 +27,10 @@ MAX_RESPONSE_BYTES: Final = 2 * MIB
 ANSWER_SECONDS: Final = 60.0
 """Seconds that such a response may take after its first byte."""
 
-HTTPS_PORT: Final = 443
 
 _CHUNK_BYTES: Final = 64 * 1024
 
-_URL: Final = re.compile(r"https?://(?:[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(?::\d{1,5})?/[!-~]*")
-"""Allows no character in the host that two URL parsers may interpret differently."""
 
-_S3: Final = re.compile(
-    r"https://(?:[a-z0-9._-]+\.)?s3(?:-fips|-accelerate)?(?:\.dualstack)?"
-    r"(?:\.[a-z]{2,4}(?:-[a-z]+)+-\d{1,2})?(?:\.vpce)?\.amazonaws\.(?:com|com\.cn|eu)"
-)
-"""https://docs.aws.amazon.com/general/latest/gr/s3.html (2026-11)."""
-
-_LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 _CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 
 
@@ -63,45 +52,6 @@ class Response(NamedTuple):
     def is_of_s3(self) -> bool:
         """Whether it comes from S3, or from a server that behaves like S3."""
         return bool(self.headers.get("x-amz-request-id"))
-
-
-def is_url(text: object) -> bool:
-    """Return whether a text is a URL in the form that S3 and its clients use."""
-    return isinstance(text, str) and _URL.fullmatch(text) is not None
-
-
-def origin_of(url: str) -> str:
-    """Return scheme, host and port of a URL, as one text; without a port that HTTPS implies."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    is_implied = parts.port is None or (parts.scheme == "https" and parts.port == HTTPS_PORT)
-    port = "" if is_implied else f":{parts.port}"
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}{port}"
-
-
-def check_origin(origin: str) -> None:
-    """Check that a ticket's host may be contacted.
-
-    Allowed are S3 on AWS over HTTPS, a local engine that runs on this machine, and the host that
-    ``AWS_ENDPOINT_URL_S3`` or ``AWS_ENDPOINT_URL`` names. Names are not resolved, because they may
-    resolve to something else at the request.
-
-    Raises
-    ------
-    TicketError
-        The URL names another host.
-    """
-    named = {os.environ.get("AWS_ENDPOINT_URL_S3"), os.environ.get("AWS_ENDPOINT_URL")} - {None, ""}
-    if _S3.fullmatch(origin) or origin in {origin_of(str(url)) for url in named}:
-        return
-    parts = urlsplit(origin)
-    is_here = parts.scheme == "http" and parts.hostname in _LOOPBACK and parts.port is not None
-    if is_here and running_engines.status(parts.port or 0).running:
-        return
-    raise TicketError(
-        f"the ticket goes to {origin}, which is neither S3 on AWS nor a local engine that runs on "
-        f"this machine; if you trust who made it, set AWS_ENDPOINT_URL={origin}"
-    )
 
 
 class HttpClient:

@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from gradshard.tickets.http_client import is_url, origin_of
+from gradshard.tickets.allowed_hosts import is_url, origin_of
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import Layout
 from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records.ticket_json import VERSION
 from gradshard_core.specs.masking_options import Agreement
 

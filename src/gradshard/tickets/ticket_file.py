@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import ClassVar, Final, Self
 
-from gradshard.tickets.http_client import origin_of
+from gradshard.tickets.allowed_hosts import origin_of
 from gradshard.utils.atomic_file import add_path_to_errors
 from gradshard_core.errors import SpecError, TicketError, UpdateError
 from gradshard_core.units import MIB

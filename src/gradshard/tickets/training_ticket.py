@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.tickets.http_client import is_url, origin_of
+from gradshard.tickets.allowed_hosts import is_url, origin_of
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import TicketError

@@ -35,7 +35,7 @@ from gradshard_core.formats.compressed_updates import (
 )
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import parse_header
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, Tensor
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, Tensor
 
 _NOT_DECODED: Final = (CODEC_KEY, ENCODED_KEY, ERROR_KEY)
 """Metadata that a decoded update does not have."""

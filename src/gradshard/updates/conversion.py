@@ -32,7 +32,7 @@ from gradshard.utils.atomic_file import atomic_file, check_disk_space
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import SAMPLES_KEY
-from gradshard_core.formats.layout import Layout, encode_header, shorten
+from gradshard_core.formats.tensor_layout import Layout, encode_header, shorten
 from gradshard_core.units import MIB
 
 CHUNK_BYTES: Final = MIB

@@ -8,7 +8,7 @@ import numpy as np
 from gradshard.updates.tensors import Array, as_stored
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import shorten
+from gradshard_core.formats.tensor_layout import shorten
 
 _BF16: Final = "BF16"
 

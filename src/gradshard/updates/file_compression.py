@@ -8,7 +8,7 @@ from gradshard.updates.uploads import Progress
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.compressed_updates import EncodedLayout
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 from gradshard_core.units import MIB
 
 

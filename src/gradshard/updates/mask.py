@@ -17,13 +17,13 @@ from gradshard.utils.atomic_file import open_private
 from gradshard_core.aggregation.arithmetic import widened
 from gradshard_core.aggregation.fixed_point import RingEncoding
 from gradshard_core.aggregation.kernel import steps
-from gradshard_core.aggregation.ring_sum import ring_spans
+from gradshard_core.aggregation.masked_sum import ring_spans
 from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import parse_header, parse_samples
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.formats.masked_updates import Share, elements_of, masked_layout
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.specs.masking_options import Agreement, encoding_of
 from gradshard_core.units import MIB
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.headers import header_length, parse_header
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header, shorten
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header, shorten
 
 Array = npt.NDArray[Any]
 Arrays = Mapping[str, Array]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import header_length, parse_header
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, check_not_empty, shorten
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, check_not_empty, shorten
 
 Array = npt.NDArray[Any]
 

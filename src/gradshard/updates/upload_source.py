@@ -30,7 +30,7 @@ from gradshard_core.formats.headers import (
     parse_header,
     parse_samples,
 )
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header, shorten
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header, shorten
 from gradshard_core.stragglers.client_report import report_metadata
 from gradshard_core.units import MIB
 

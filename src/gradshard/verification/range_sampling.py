@@ -16,9 +16,14 @@ from typing import Final
 from gradshard_core.aggregation.sharding import cut_position
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Span
+from gradshard_core.formats.tensor_layout import Span
 
 WIDEST: Final = max(dtype.size for dtype in DTYPES.values())
+
+RANGE_BYTES: Final = 64 * 1024
+"""Size of a range. A smaller one would cost as many requests for fewer bytes."""
+
+LEAST_RANGE_BYTES: Final = 4 * 1024
 
 CONFIDENCES: Final = (50, 95, 99)
 """Probabilities in percent for which a report says how many wrong ranges are found with them."""

@@ -17,9 +17,9 @@ import numpy as np
 from gradshard.updates.uploads import Progress
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import format_size, pluralize
-from gradshard.verification.claim import Claim
 from gradshard.verification.range_recomputation import RangeRecomputer
-from gradshard.verification.range_sampling import Detection, Sample
+from gradshard.verification.range_sampling import LEAST_RANGE_BYTES, RANGE_BYTES, Detection, Sample
+from gradshard.verification.round_claim import Claim
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.kernel import NonFiniteSumError
 from gradshard_core.aggregation.optimizer_step import NonFiniteModelError, state_layout
@@ -27,16 +27,13 @@ from gradshard_core.aggregation.sharding import clip
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.keys import StoredTensors
-from gradshard_core.formats.layout import Layout, shorten
+from gradshard_core.formats.tensor_layout import Layout, shorten
 from gradshard_core.s3.store import S3Store
 
 THREADS: Final = 16
 """Ranges recomputed at once; a range reads its updates one after another."""
 
-RANGE_BYTES: Final = 64 * 1024
-"""Size of a range. A smaller one would cost as many requests for fewer bytes."""
 
-LEAST_RANGE_BYTES: Final = 4 * 1024
 MEMORY_BYTES: Final = 256 * 1024 * 1024
 """The bytes that the ranges of all threads may take if every update is in memory. That happens only
 if a range has layers with different contributors."""

@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.tickets.http_client import Response, is_url, origin_of
+from gradshard.tickets.allowed_hosts import is_url, origin_of
+from gradshard.tickets.http_client import Response
 from gradshard.tickets.issuer import MAX_SECONDS, check_in_range
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.url_requests import ResponseBody, TicketRequests
 from gradshard.updates.uploads import Progress
-from gradshard.verification.claim import Claim, read_claim
+from gradshard.verification.round_claim import Claim, read_claim
 from gradshard.verification.round_provenance import StatedRound
 from gradshard.verification.round_verification import Verification, VerificationError, verify_claim
 from gradshard_core.errors import RoundNotFoundError, TicketError

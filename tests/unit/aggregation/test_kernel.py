@@ -22,8 +22,9 @@ from gradshard_core.aggregation.kernel import (
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import PREFIX_BYTES, encode_header
-from gradshard_core.planning import planner
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, encode_header
+from gradshard_core.planning import shard_count
+from gradshard_core.planning.client_weights import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
     Computation,
@@ -33,7 +34,6 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Task,
 )
-from gradshard_core.planning.weighing import weigh
 from gradshard_core.s3 import range_streams
 from gradshard_core.s3.range_streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter
@@ -368,4 +368,4 @@ def test_shards_cover_the_layout() -> None:
     shards = cut_shards(spans, 4000, 3)
     assert [shard.number for shard in shards] == [0, 1, 2]
     assert (shards[0].start, shards[-1].end) == (0, 4000)
-    assert planner.max_shards(4000) == 1
+    assert shard_count.max_shards(4000) == 1

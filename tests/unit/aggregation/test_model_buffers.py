@@ -9,7 +9,7 @@ from gradshard.cli import show
 from gradshard_core.aggregation import model_buffers
 from gradshard_core.aggregation.server_optimizers import OPTIMIZERS, parse_server_optimizer
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from tests import reference
 from tests.unit.model_rounds import MemoryFederation
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import reordered_reads
+from gradshard_core.aggregation.buffer_sizes import SLICE_BYTES, reorder_memory_bytes
 from gradshard_core.aggregation.reordered_reads import (
     GAP_BYTES,
     GROUPED,
@@ -19,10 +20,9 @@ from gradshard_core.aggregation.reordered_reads import (
     groups,
     requests,
 )
-from gradshard_core.aggregation.sharding import SLICE_BYTES, reorder_memory_bytes
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.s3 import range_streams, retries
 from gradshard_core.s3.range_streams import ReorderedStream
 from gradshard_core.s3.traffic import Meter

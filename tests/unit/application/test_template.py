@@ -18,7 +18,7 @@ from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
 from gradshard.tickets.issuer import MAX_SECONDS
-from gradshard_core.costs import speeds
+from gradshard_core.costs import assumed_speeds
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.limits.aws_limits import MAX_STACK_NAME
 from gradshard_core.limits.own_limits import MAX_CLIENTS, MAX_TIMEOUT
@@ -141,16 +141,16 @@ def of_type(kind: str) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("function", ["PlanRoundFunction", "FinalizeRoundFunction"])
 def test_a_function_has_time_to_reject_all_clients_of_the_largest_round(function: str) -> None:
     """Of other layouts, or after a training has diverged."""
-    seconds = MAX_CLIENTS * speeds.REQUEST_SECONDS / rejections.AT_ONCE
+    seconds = MAX_CLIENTS * assumed_speeds.REQUEST_SECONDS / rejections.AT_ONCE
     assert seconds < 0.75 * RESOURCES[function]["Properties"]["Timeout"]
 
 
 @pytest.mark.parametrize(
     ("function", "prop", "planned"),
     [
-        ("PlanRoundFunction", "MemorySize", speeds.PLAN_MEMORY_MB),
-        ("FinalizeRoundFunction", "MemorySize", speeds.FINALIZE_MEMORY_MB),
-        ("FinalizeRoundFunction", "Timeout", speeds.FINALIZE_TIMEOUT_SECONDS),
+        ("PlanRoundFunction", "MemorySize", assumed_speeds.PLAN_MEMORY_MB),
+        ("FinalizeRoundFunction", "MemorySize", assumed_speeds.FINALIZE_MEMORY_MB),
+        ("FinalizeRoundFunction", "Timeout", assumed_speeds.FINALIZE_TIMEOUT_SECONDS),
     ],
 )
 def test_plans_count_on_the_functions_of_the_template(

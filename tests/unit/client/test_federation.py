@@ -30,9 +30,9 @@ from gradshard_core.errors import (
     WaitTimeoutError,
 )
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import Runs, encode_header
+from gradshard_core.formats.tensor_layout import Runs, encode_header
 from gradshard_core.limits import aws_limits
-from gradshard_core.planning.outputs import StoredHeader
+from gradshard_core.planning.output_objects import StoredHeader
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.planning.plan_parts import (
@@ -43,7 +43,7 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Rejection,
 )
-from gradshard_core.records.stored_lists import piece_reader
+from gradshard_core.records.plan_and_manifest import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import reference

@@ -14,7 +14,7 @@ from gradshard.client.round import Round
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
 from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.abort_round import abort_round
-from gradshard_core.rounds.end_of_wait import deadline_passed
+from gradshard_core.rounds.resume_round import deadline_passed
 from tests.unit.client.test_federation import OPENED, SPEC, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore
 

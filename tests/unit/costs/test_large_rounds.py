@@ -1,7 +1,7 @@
 from gradshard_core.costs import large_rounds
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.round_workload import workload_of
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.specs.round_spec_checks import parse_spec
 
 
@@ -30,7 +30,7 @@ def test_a_hundred_thousand_clients_are_projected_within_a_quarter_of_an_hour() 
     assignments = {"batch_size": 8, "epochs": 1, "learning_rate": 0.1}
     for terms in ({}, {"assignments": assignments}, {"rule": "norm_clip"}):
         load = workload_of(parse_spec({"clients": 100_000, **terms}), 10**6, 100_000)
-        projection, _ = planner.choose(load, LambdaConfig(192, "arm64"))
+        projection, _ = shard_count.choose(load, LambdaConfig(192, "arm64"))
         assert projection.needed_mb < 192
         seconds.append(projection.seconds)
     assert seconds[0] < min(seconds[1:])

@@ -14,11 +14,11 @@ from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.request_counts import Requests
 from gradshard_core.costs.round_workload import lists_of
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
-from gradshard_core.formats.layout import Layout, encode_header
+from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.records.model_registry import Version
-from gradshard_core.rounds import aws_requests, end_of_wait
+from gradshard_core.rounds import aws_requests, resume_round
 from gradshard_core.rounds.collect_update import collect_update
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
@@ -273,7 +273,7 @@ def test_looks_are_those_of_arrivals_at_one_warm_function(
         for client in random.Random(clients).sample(names, clients):  # noqa: S311 - no secret
             s3.create(keys.update(client), b"", 1)
             is_last = len(s3.objects) == clients + 1
-            assert end_of_wait.resume_if_due(store, keys, spec, client, seen) == is_last
+            assert resume_round.resume_if_due(store, keys, spec, client, seen) == is_last
         looks, listings = request_counts._looks(clients, lists_of(spec))
         assert s3.asked == Counter({GET: looks + 1, PUT: listings})  # and the callback
 

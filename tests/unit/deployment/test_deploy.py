@@ -13,7 +13,7 @@ from gradshard.cli import main
 from gradshard.client.stack import Stack
 from gradshard.deployment import application_sources, deploy, user_config
 from gradshard.deployment.deploy import parse_options
-from gradshard.local_engine import lifecycle
+from gradshard.local_engine import up_and_down
 from gradshard_core.errors import DeployError, EngineError
 
 SAM = """\
@@ -312,7 +312,7 @@ def test_missing_tools_are_named(tools: Path, present: dict[str, int], message: 
 def test_the_local_engine_needs_the_functions_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(application_sources, "RUNTIME", "3.99")
     with pytest.raises(EngineError, match=r"Python 3\.\d+\.\d+, and they need 3\.99"):
-        lifecycle.up(0)
+        up_and_down.up(0)
 
 
 @pytest.fixture

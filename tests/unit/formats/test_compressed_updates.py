@@ -13,7 +13,7 @@ from gradshard.updates.upload_source import FileContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.compressed_updates import EncodedLayout, encode_layout, parse_update
-from gradshard_core.formats.layout import Layout, Run
+from gradshard_core.formats.tensor_layout import Layout, Run
 from tests import compressed, reference
 from tests.compressed import UNIT_BYTES, random_units, rows_of
 from tests.reference import Array

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import headers
 from gradshard_core.formats.headers import Header, header_length, parse_header, parse_samples
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
 from tests import reference
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.headers import MAX_HEADER_VALUES, parse_header
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from tests.fuzz.targets import TARGETS
 
 SEEDS = Path(__file__).parents[2] / "fuzz" / "seeds"

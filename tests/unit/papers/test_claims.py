@@ -21,12 +21,12 @@ from gradshard.papers import (
 from gradshard.papers.estimate import PUBLISHED, Setting
 from gradshard.papers.published_figures import MEASUREMENTS, VGG16, Measurement
 from gradshard_core.costs import memory_projection
-from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs.bandwidth_model import BURST, Bandwidth
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
 from gradshard_core.costs.round_projection import project
 from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.units import MIB
 
 GRADS_SHARDING_VGG16 = next(m for m in MEASUREMENTS if m.model is VGG16)
@@ -134,7 +134,7 @@ def test_a_streamed_tree_by_hand() -> None:
 @pytest.mark.parametrize("memory_mb", [128, 512])
 def test_shards_are_the_planners(nbytes: int, memory_mb: int) -> None:
     plan_bytes = memory_projection.plan_bytes(20)
-    choice, _ = planner.choose(
+    choice, _ = shard_count.choose(
         Workload(nbytes, ((20,),), plan_bytes=plan_bytes), LambdaConfig(memory_mb, "arm64")
     )
     estimate = gradshard_systems.shards(nbytes, Setting(memory_mb=memory_mb))
@@ -244,7 +244,7 @@ def test_claims_of_a_whole_round_count_the_planners_whole_bill(claim: claims.Rou
     assert cell is not None
     for variant in (claims.DEFAULT, claims.SMALLEST, claims.DOUBLE):
         verdict = claim.verdict(variant, BURST)
-        choice, _ = planner.choose(
+        choice, _ = shard_count.choose(
             Workload(claim.model.nbytes, ((20,),)), LambdaConfig(variant.setting.memory_mb, "arm64")
         )
         assert verdict.value == pytest.approx(choice.total_dollars)

@@ -10,7 +10,8 @@ import pytest
 from gradshard_core.errors import SpecError
 from gradshard_core.limits.own_limits import MAX_CLIENTS
 from gradshard_core.privacy import noise
-from gradshard_core.privacy.privacy_mechanism import FINENESS, PrivacyMechanism, parse_privacy
+from gradshard_core.privacy.noise_grid import FINENESS
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.robust.by_weight import Decision
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation.kernel import WeightedRange, aggregate
-from gradshard_core.formats.layout import Span
+from gradshard_core.formats.tensor_layout import Span
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.privacy.private_sum import PrivateSum
 from gradshard_core.robust.inner_products import ExactSum, Measuring

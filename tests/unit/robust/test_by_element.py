@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import NonFiniteSumError, WeightedRange, aggregate
 from gradshard_core.aggregation.sharding import cut_shards
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.robust import by_element
 from gradshard_core.robust.rules import parse_robust_rule
 from tests import reference

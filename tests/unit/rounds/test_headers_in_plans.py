@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import BrokenObjectError
-from gradshard_core.planning import outputs
+from gradshard_core.planning import output_objects
 from tests import reference
 from tests.unit.in_memory import OPENED, Machine
 
@@ -27,7 +27,7 @@ def test_a_result_has_the_same_bytes_whatever_holds_its_header(
 ) -> None:
     results = []
     for most in (1 << 16, 0):
-        monkeypatch.setattr(outputs, "IN_PLAN_BYTES", most)
+        monkeypatch.setattr(output_objects, "IN_PLAN_BYTES", most)
         machine.aggregate(begin(machine, f"r{most}"))
         assert machine.step("finalize_round")["status"] == "completed"
         assert (machine.store.get_bytes(machine.keys.layout) is None) == bool(most)
@@ -48,7 +48,7 @@ def test_a_result_has_the_same_bytes_whatever_holds_its_header(
 def test_a_header_that_is_not_the_planned_one_is_named(
     machine: Machine, monkeypatch: pytest.MonkeyPatch, spoil: Any, cause: str
 ) -> None:
-    monkeypatch.setattr(outputs, "IN_PLAN_BYTES", 0)
+    monkeypatch.setattr(output_objects, "IN_PLAN_BYTES", 0)
     planned = begin(machine, "r")
     header = machine.store.get_bytes(machine.keys.layout)
     assert header is not None

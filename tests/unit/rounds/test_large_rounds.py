@@ -33,8 +33,8 @@ from gradshard_core.formats.list_pieces import is_in_pieces
 from gradshard_core.planning.plan import Plan
 from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.records.assignment import read_assignments
+from gradshard_core.records.plan_and_manifest import read_manifest, read_plan, store_expected
 from gradshard_core.records.robust_decision import is_clipped, read_decision
-from gradshard_core.records.stored_lists import read_manifest, read_plan, store_expected
 from gradshard_core.records.training_state import change_state
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals
 from gradshard_core.rounds.collect_update import collect_update
@@ -57,7 +57,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     # Where a number is from comes last: a module that is imported here would keep the lower one.
     for module in ("planning.plan_json", "rounds.first_plan", "costs.large_rounds"):
         monkeypatch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
-    for module in ("rounds.end_of_wait", "rounds.rejections", "costs.request_counts"):
+    for module in ("rounds.resume_round", "rounds.rejections", "costs.request_counts"):
         # Not more than there are others in a piece.
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
     for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_rounds"):
@@ -189,7 +189,7 @@ def test_a_large_round_votes_on_its_layout_and_takes_compressed_updates_by_its_t
 def test_an_overflow_of_too_many_updates_fails_with_the_numbers(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.rounds.overflow.MOST_LOOKED_AT", 60)
+    monkeypatch.setattr("gradshard_core.rounds.overflow_rejection.MOST_LOOKED_AT", 60)
     machine.open(clients=130, weights="counts")
     huge = {"w": np.full(5, 3e36, "f4")}  # 43 of a group fit into float32, and 130 do not
     for number in range(130):

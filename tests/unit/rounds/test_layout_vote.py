@@ -7,7 +7,7 @@ import pytest
 
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.compressed_updates import encode_layout
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.rounds import layout_vote
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.rounds.seen_layouts import SeenLayout

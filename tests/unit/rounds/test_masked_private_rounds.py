@@ -15,8 +15,8 @@ from gradshard.updates.mask import Mask
 from gradshard.updates.mask import masked as mask_content
 from gradshard.updates.upload_source import TensorContent
 from gradshard_core.errors import SpecError, UpdateError
+from gradshard_core.privacy.masked_noise import RingNoise, noise_key
 from gradshard_core.privacy.noise import NoiseSource
-from gradshard_core.privacy.ring_noise import RingNoise, noise_key
 from gradshard_core.records.privacy_ledger import read_ledger
 from gradshard_core.specs.masking_options import Agreement, parse_masking
 from gradshard_core.specs.option_parsers import parse_layout

@@ -11,7 +11,7 @@ import pytest
 
 from gradshard_core.costs import large_rounds
 from gradshard_core.limits import aws_limits
-from gradshard_core.records.stored_lists import read_manifest
+from gradshard_core.records.plan_and_manifest import read_manifest
 from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.collect_update import collect_update
 from tests import reference

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.stragglers.layers import (
     Coverage,
     Layer,

@@ -35,7 +35,7 @@ from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, parse_header
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout, encode_header
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.limits.aws_limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
 from gradshard_core.records.ticket_json import MAX_LENGTHS, signed_lengths
 from gradshard_core.s3.multipart_requests import Part

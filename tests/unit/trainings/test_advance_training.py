@@ -19,7 +19,7 @@ from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.limits import aws_limits
-from gradshard_core.records.stored_lists import piece_reader
+from gradshard_core.records.plan_and_manifest import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
 from gradshard_core.rounds.abort_round import abort_round

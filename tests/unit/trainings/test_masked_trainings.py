@@ -15,7 +15,7 @@ from gradshard.updates.mask import Mask, make_identity
 from gradshard.updates.upload_source import PaddedContent, content_of
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.masking import sealing
 from gradshard_core.records.ticket_json import build_ticket, max_update_bytes, sent_layout
 from gradshard_core.records.training_state import PAUSED, RUNNING, Invitation, TrainingState

@@ -22,7 +22,7 @@ from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
-from gradshard_core.rounds import arrivals, end_of_wait, first_plan, layout_examiner, plan_assembly
+from gradshard_core.rounds import arrivals, first_plan, layout_check, plan_assembly, resume_round
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.specs.training_spec_checks import parse_training_spec
@@ -191,9 +191,9 @@ def test_a_round_never_ends_before_its_deadline(machine: Machine) -> None:
         assert found is not None
         arrived = arrivals.arrived(machine.store, RoundKeys(name))
         assert tuple(arrived) == found[0].clients
-        looks.append(end_of_wait.resume_if_due(machine.store, RoundKeys(name), found[0]))
+        looks.append(resume_round.resume_if_due(machine.store, RoundKeys(name), found[0]))
         looks.append(
-            end_of_wait.resume_if_due(machine.store, RoundKeys(name), found[0], arrived[-1])
+            resume_round.resume_if_due(machine.store, RoundKeys(name), found[0], arrived[-1])
         )
         with pytest.raises(RoundStateError, match="lasts for its timeout, whoever has answered"):
             close_round(machine.stack, RoundKeys(name))
@@ -212,7 +212,7 @@ def test_nobody_is_left_out_because_of_who_else_came(
     many: bool,
 ) -> None:
     # Two updates with their tensors in another order are more than tasks have memory for.
-    machine.patch.setattr(layout_examiner, "MAX_RUNS", 1)
+    machine.patch.setattr(layout_check, "MAX_RUNS", 1)
     note, others = machine.before_round, CLIENTS[:12] if many else CLIENTS[:1]
     machine.skipped = {*CLIENTS[:12]}
 

@@ -13,7 +13,7 @@ from safetensors.numpy import load, save
 
 from gradshard.updates.tensors import pack, unpack
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.layout import encode_header
+from gradshard_core.formats.tensor_layout import encode_header
 
 EVERY_TYPE = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1"]
 

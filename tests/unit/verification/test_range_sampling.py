@@ -8,7 +8,7 @@ import pytest
 
 from gradshard.verification.range_sampling import Sample
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.layout import Span
+from gradshard_core.formats.tensor_layout import Span
 
 SPANS = (Span("F64", 0, 8_000), Span("I8", 8_000, 8_003), Span("F32", 8_003, 100_003))
 

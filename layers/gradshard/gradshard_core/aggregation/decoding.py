@@ -15,7 +15,7 @@ from gradshard_core.formats.codecs.scaled_block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.topk import TopK
 from gradshard_core.formats.compressed_updates import ENCODABLE, EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Run
+from gradshard_core.formats.tensor_layout import Run
 
 STEP_UNITS: Final = 2048
 """Units decoded at a time: a slice of the kernel's, 256 KiB of float32. Half of it takes a fifth

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Layout, Span, Tensor, shorten
+from gradshard_core.formats.tensor_layout import Layout, Span, Tensor, shorten
 
 Stretches = tuple[tuple[int, int], ...]
 """Bytes [start, end) of a layout, in their order, apart from each other."""

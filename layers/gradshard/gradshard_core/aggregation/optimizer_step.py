@@ -14,13 +14,14 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
+from gradshard_core.aggregation.buffer_sizes import STEP_ELEMENTS
 from gradshard_core.aggregation.kernel import Source
 from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.aggregation.sharding import STEP_ELEMENTS, clip
+from gradshard_core.aggregation.sharding import clip
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.dtypes import DTYPES, DType
-from gradshard_core.formats.layout import Layout, Span
+from gradshard_core.formats.tensor_layout import Layout, Span
 
 Write = Callable[[memoryview], None]
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Final, NamedTuple, Self
 
-from gradshard_core.aggregation.sharding import reorder_memory_bytes
-from gradshard_core.formats.layout import Runs
+from gradshard_core.aggregation.buffer_sizes import reorder_memory_bytes
+from gradshard_core.formats.tensor_layout import Runs
 from gradshard_core.units import MIB
 
 GROUPED: Final = 4096

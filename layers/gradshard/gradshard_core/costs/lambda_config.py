@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
-from gradshard_core.costs import speeds
-from gradshard_core.costs.bandwidth import BURST, Bandwidth
+from gradshard_core.costs import assumed_speeds
+from gradshard_core.costs.bandwidth_model import BURST, Bandwidth
 from gradshard_core.costs.round_cost import US_EAST_1, Prices
 from gradshard_core.limits import aws_limits
 
@@ -63,9 +63,9 @@ class LambdaConfig:
             CPU seconds beyond those of receiving and adding them.
         """
         processor = min(1.0, self.memory_mb / aws_limits.MB_PER_VCPU)
-        cpu_seconds = speeds.CPU_SECONDS_PER_GB * nbytes / 1e9 + further_cpu_seconds
+        cpu_seconds = assumed_speeds.CPU_SECONDS_PER_GB * nbytes / 1e9 + further_cpu_seconds
         return (
-            speeds.TASK_START_SECONDS
+            assumed_speeds.TASK_START_SECONDS
             + self.bandwidth.latency_seconds
             + max(self.bandwidth.seconds(nbytes), cpu_seconds / processor)
         )

@@ -2,7 +2,7 @@
 
 from typing import Final, NamedTuple
 
-from gradshard_core.costs import speeds
+from gradshard_core.costs import assumed_speeds
 from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.limits import aws_limits
 
@@ -13,11 +13,13 @@ REPORT_READERS: Final = 16
 """Reports of tasks that ``finalize_round`` reads side by side."""
 
 MAX_TASKS: Final = int(
-    speeds.FINALIZE_TIMEOUT_SECONDS
+    assumed_speeds.FINALIZE_TIMEOUT_SECONDS
     / 2
     / max(
-        speeds.REQUEST_SECONDS / REPORT_READERS,
-        speeds.REPORT_CPU_SECONDS * aws_limits.MB_PER_VCPU / speeds.FINALIZE_MEMORY_MB,
+        assumed_speeds.REQUEST_SECONDS / REPORT_READERS,
+        assumed_speeds.REPORT_CPU_SECONDS
+        * aws_limits.MB_PER_VCPU
+        / assumed_speeds.FINALIZE_MEMORY_MB,
     )
 )
 """Tasks whose reports ``finalize_round`` can read in half of its timeout. The other half is left
@@ -52,15 +54,18 @@ def control_seconds(clients: int, *, measures: bool = False, assigns: bool = Fal
     # A decision takes as many as a plan, and its contributors are written once more.
     requests = 2 * pages + (6 + 6 * measures) * pieces(clients)
     cpu_seconds = (
-        (speeds.PLAN_CPU_SECONDS_PER_CLIENT + speeds.DECIDE_CPU_SECONDS_PER_CLIENT * measures)
+        (
+            assumed_speeds.PLAN_CPU_SECONDS_PER_CLIENT
+            + assumed_speeds.DECIDE_CPU_SECONDS_PER_CLIENT * measures
+        )
         * clients
-        + speeds.LISTED_CPU_SECONDS * 2 * clients
-        + speeds.REQUEST_CPU_SECONDS * requests
+        + assumed_speeds.LISTED_CPU_SECONDS * 2 * clients
+        + assumed_speeds.REQUEST_CPU_SECONDS * requests
     )
-    share = speeds.PLAN_MEMORY_MB / aws_limits.MB_PER_VCPU
-    assigning = speeds.ASSIGN_CPU_SECONDS_PER_CLIENT * clients * assigns
-    finalizing = assigning / (speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU)
-    return cpu_seconds / share + finalizing + requests * speeds.REQUEST_SECONDS
+    share = assumed_speeds.PLAN_MEMORY_MB / aws_limits.MB_PER_VCPU
+    assigning = assumed_speeds.ASSIGN_CPU_SECONDS_PER_CLIENT * clients * assigns
+    finalizing = assigning / (assumed_speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU)
+    return cpu_seconds / share + finalizing + requests * assumed_speeds.REQUEST_SECONDS
 
 
 def survey_seconds(memory_mb: int) -> float:
@@ -68,9 +73,9 @@ def survey_seconds(memory_mb: int) -> float:
     share = min(1.0, memory_mb / aws_limits.MB_PER_VCPU)
     readers = 8
     return (
-        speeds.TASK_START_SECONDS
-        + PIECE * speeds.REQUEST_SECONDS / readers
-        + PIECE * speeds.REQUEST_CPU_SECONDS / share
+        assumed_speeds.TASK_START_SECONDS
+        + PIECE * assumed_speeds.REQUEST_SECONDS / readers
+        + PIECE * assumed_speeds.REQUEST_CPU_SECONDS / share
     )
 
 
@@ -116,7 +121,7 @@ def arrival_quotas(clients: int, topic_messages: int = aws_limits.TOPIC_MESSAGES
         ),
         Quota(
             f"Lambda's {aws_limits.CONCURRENT_FUNCTIONS:,} functions at once",
-            aws_limits.CONCURRENT_FUNCTIONS / speeds.COLLECT_SECONDS,
+            aws_limits.CONCURRENT_FUNCTIONS / assumed_speeds.COLLECT_SECONDS,
         ),
         Quota(f"SNS's {topic_messages:,} messages a second", topic_messages),
     ]

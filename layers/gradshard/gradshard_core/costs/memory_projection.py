@@ -3,8 +3,7 @@
 import math
 from typing import Final
 
-from gradshard_core.aggregation.reordered_reads import GROUPED
-from gradshard_core.aggregation.sharding import (
+from gradshard_core.aggregation.buffer_sizes import (
     ROW_BYTES,
     SLICE_BYTES,
     STEP_ELEMENTS,
@@ -14,6 +13,7 @@ from gradshard_core.aggregation.sharding import (
     receive_buffer_bytes,
     reorder_memory_bytes,
 )
+from gradshard_core.aggregation.reordered_reads import GROUPED
 from gradshard_core.costs.workload import Workload
 from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.units import MIB

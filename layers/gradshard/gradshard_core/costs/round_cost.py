@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Final, NamedTuple
 
-from gradshard_core.costs import aws_prices, speeds
+from gradshard_core.costs import assumed_speeds, aws_prices
 from gradshard_core.costs.request_counts import NO_LISTS, Lists, Requests, count_requests
 from gradshard_core.limits import aws_limits
 
@@ -174,8 +174,8 @@ def bill(
     passes = [*measuring, *levels]
     before = [sum(run.number for run in level) for level in measuring]
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in passes for run in lvl)
-    small_gb_seconds = clients * speeds.COLLECT_GB_SECONDS + speeds.ROUND_GB_SECONDS
-    small_gb_seconds += speeds.REPLAN_GB_SECONDS * len(before)
+    small_gb_seconds = clients * assumed_speeds.COLLECT_GB_SECONDS + assumed_speeds.ROUND_GB_SECONDS
+    small_gb_seconds += assumed_speeds.REPLAN_GB_SECONDS * len(before)
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=prices.s3(aggregators),
@@ -207,21 +207,21 @@ def notifications(updates: int) -> int:
 
 def _starts(tasks: float, memory_mb: int) -> float:
     """Return the GB-seconds of cold starts: of tasks, and of the functions around them."""
-    started = tasks * _init_gb_seconds(speeds.TASK_INIT_CPU_SECONDS, memory_mb)
+    started = tasks * _init_gb_seconds(assumed_speeds.TASK_INIT_CPU_SECONDS, memory_mb)
     return started + _small_starts()
 
 
 @cache
 def _small_starts() -> float:
     return sum(
-        _init_gb_seconds(speeds.SMALL_INIT_CPU_SECONDS, memory)
-        for memory in speeds.SMALL_MEMORIES_MB
+        _init_gb_seconds(assumed_speeds.SMALL_INIT_CPU_SECONDS, memory)
+        for memory in assumed_speeds.SMALL_MEMORIES_MB
     )
 
 
 def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
     share = min(1.0, memory_mb / aws_limits.MB_PER_VCPU)
-    return memory_mb / 1024 * (speeds.RUNTIME_INIT_SECONDS + cpu_seconds / share)
+    return memory_mb / 1024 * (assumed_speeds.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 
 def invocations(tasks: int, clients: int, before: Sequence[int] = (), *, levels: int = 1) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from gradshard_core.costs import large_rounds, round_cost, speeds
+from gradshard_core.costs import assumed_speeds, large_rounds, round_cost
 from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES, client_ranges, download_ranges
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.memory_projection import needed_memory
@@ -104,9 +104,9 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         needed_mb=needed_memory(load),
         task_seconds=max(longest),
         seconds=seconds
-        + speeds.ROUND_OVERHEAD_SECONDS
-        + speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
-        + speeds.REPLAN_OVERHEAD_SECONDS * len(measuring)
+        + assumed_speeds.ROUND_OVERHEAD_SECONDS
+        + assumed_speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
+        + assumed_speeds.REPLAN_OVERHEAD_SECONDS * len(measuring)
         + large_rounds.control_seconds(
             load.contributors, measures=load.measures, assigns=load.lists.assigns
         ),
@@ -145,8 +145,8 @@ def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[li
     requests = max((requests for requests, _ in extra), default=0)
     share, stretches = load.measured_reads(shards)
     # Streams are opened together; those of the first stretch are in the time of a task.
-    waiting = (requests + max(0, stretches - shards)) * speeds.REQUEST_SECONDS / shards
-    further = speeds.ROWS_CPU_SECONDS_PER_GB - speeds.CPU_SECONDS_PER_GB
+    waiting = (requests + max(0, stretches - shards)) * assumed_speeds.REQUEST_SECONDS / shards
+    further = assumed_speeds.ROWS_CPU_SECONDS_PER_GB - assumed_speeds.CPU_SECONDS_PER_GB
     seconds = {
         fan_in: aggregator.task_seconds(
             share * (fan_in * load.nbytes + gap_bytes) / shards,
@@ -169,18 +169,22 @@ def _task_seconds(
         extra = load.extra_reads(shards)
         nbytes += max((gap_bytes for _, gap_bytes in extra), default=0) / shards
         requests = max((requests for requests, _ in extra), default=0)
-        waiting = requests * speeds.REQUEST_SECONDS / shards
+        waiting = requests * assumed_speeds.REQUEST_SECONDS / shards
     if level == len(load.levels) - 1:
         nbytes += load.model_bytes / shards
     further = 0.0
     elements = fan_in * (load.nbytes / shards) / 1e9
     if not level and load.stored_bytes is not None:
-        further += speeds.DECODING_CPU_SECONDS_PER_GB * elements
+        further += assumed_speeds.DECODING_CPU_SECONDS_PER_GB * elements
     if load.holds_all and level == len(load.levels) - 1:
-        further += (speeds.ROWS_CPU_SECONDS_PER_GB - speeds.CPU_SECONDS_PER_GB) * elements
+        further += (
+            assumed_speeds.ROWS_CPU_SECONDS_PER_GB - assumed_speeds.CPU_SECONDS_PER_GB
+        ) * elements
     if load.noises:
-        further += speeds.PRIVATE_CPU_SECONDS_PER_GB * elements
-        further += speeds.NOISE_CPU_SECONDS_PER_GB * load.noises * (load.nbytes / shards) / 1e9
+        further += assumed_speeds.PRIVATE_CPU_SECONDS_PER_GB * elements
+        further += (
+            assumed_speeds.NOISE_CPU_SECONDS_PER_GB * load.noises * (load.nbytes / shards) / 1e9
+        )
     return aggregator.task_seconds(nbytes, further) + waiting
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
+from gradshard_core.aggregation.buffer_sizes import WIDENING
 from gradshard_core.aggregation.reordered_reads import Disorder
-from gradshard_core.aggregation.sharding import WIDENING
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.costs.request_counts import NO_LISTS, Lists
 from gradshard_core.formats.list_pieces import PIECE

@@ -19,7 +19,7 @@ from gradshard_core.formats.codecs.scaled_block import BLOCK, BlockCodec
 from gradshard_core.formats.codecs.topk import UNIT, TopK
 from gradshard_core.formats.dtypes import DTYPES
 from gradshard_core.formats.headers import Header, parse_header, parse_json
-from gradshard_core.formats.layout import Layout, Run, Runs, Tensor, encode_header, shorten
+from gradshard_core.formats.tensor_layout import Layout, Run, Runs, Tensor, encode_header, shorten
 
 CODEC_KEY: Final = "codec"
 ENCODED_KEY: Final = "encoded"

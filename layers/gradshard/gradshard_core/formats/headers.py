@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core import gc_pause
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.layout import (
+from gradshard_core.formats.tensor_layout import (
     PREFIX_BYTES,
     Layout,
     Tensor,

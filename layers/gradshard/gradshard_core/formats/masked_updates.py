@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Layout, shorten
+from gradshard_core.formats.tensor_layout import Layout, shorten
 
 PROTOCOL: Final = "gradshard masked round 1"
 """The version of the protocol. Seeds of another one do not open."""

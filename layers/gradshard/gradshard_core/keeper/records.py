@@ -21,7 +21,7 @@ from gradshard_core.aggregation.sharding import Shard, cut_shards
 from gradshard_core.errors import BrokenObjectError, KeeperError, SpecError
 from gradshard_core.formats.dtypes import in_ring
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import Span
+from gradshard_core.formats.tensor_layout import Span
 from gradshard_core.keeper.request import REQUESTS, Request
 from gradshard_core.limits import aws_limits
 from gradshard_core.privacy.privacy_mechanism import parse_privacy

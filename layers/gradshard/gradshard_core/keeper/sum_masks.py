@@ -5,14 +5,14 @@ from typing import Any
 
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import Source, WeightedRange
-from gradshard_core.aggregation.ring_sum import ADDED, RingSum
+from gradshard_core.aggregation.masked_sum import ADDED, RingSum
 from gradshard_core.errors import UnsentError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.keeper.check_request import context_of
 from gradshard_core.keeper.records import KeeperKeys, Stream, Work, read_private_key
 from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.masking.sealing import unseal
-from gradshard_core.privacy.ring_noise import RingNoise, noise_key
+from gradshard_core.privacy.masked_noise import RingNoise, noise_key
 from gradshard_core.s3.retries import TASK_WRITE_ATTEMPTS, Retries
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client

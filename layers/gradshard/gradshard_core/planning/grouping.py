@@ -10,9 +10,9 @@ from typing import NamedTuple
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.topologies import Levels
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
+from gradshard_core.planning.client_weights import discounted, weigh
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Level
-from gradshard_core.planning.weighing import discounted, weigh
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.layers import layers_of
 

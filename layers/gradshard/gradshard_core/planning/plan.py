@@ -13,13 +13,13 @@ from typing import Any
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL
 from gradshard_core.aggregation.kernel import Addition, Reduction, WeightedRange, clip_ranges
+from gradshard_core.aggregation.masked_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.model_buffers import clip_stretches
-from gradshard_core.aggregation.ring_sum import Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import Span
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.planning.outputs import (
+from gradshard_core.formats.tensor_layout import Span
+from gradshard_core.planning.output_objects import (
     NextModel,
     Output,
     next_model_keys,
@@ -34,7 +34,7 @@ from gradshard_core.planning.plan_parts import (
     Stage,
     Task,
 )
-from gradshard_core.privacy.privacy_mechanism import Grid
+from gradshard_core.privacy.noise_grid import Grid
 from gradshard_core.privacy.private_sum import PrivateSum, private_sums_bytes
 from gradshard_core.robust.inner_products import Measuring, cut_chunks
 from gradshard_core.specs.masking_options import MASKED, Masking

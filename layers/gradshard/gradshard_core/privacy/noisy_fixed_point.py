@@ -22,7 +22,8 @@ import numpy as np
 from gradshard_core.aggregation.fixed_point import RINGS, SLICE_ELEMENTS, Array, RingEncoding
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.privacy import noise
-from gradshard_core.privacy.privacy_mechanism import MARGIN, Grid, PrivacyMechanism
+from gradshard_core.privacy.noise_grid import Grid
+from gradshard_core.privacy.privacy_mechanism import MARGIN, PrivacyMechanism
 
 
 @dataclass(frozen=True)

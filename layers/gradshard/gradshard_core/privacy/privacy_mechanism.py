@@ -31,94 +31,25 @@ one. Here it counts as one that sent zeros.) The round costs 1/z² + 1/σ_b².
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
-import numpy as np
-
-from gradshard_core.aggregation import arithmetic
 from gradshard_core.errors import SpecError
-from gradshard_core.privacy import noise
+from gradshard_core.privacy.adaptive_clip import CLIPS, SETTINGS, Adaptation, adaptation_of
+from gradshard_core.privacy.noise_grid import Grid, grid_of
 from gradshard_core.privacy.noise_tree import Place, parse_place
-from gradshard_core.privacy.secret_draw import SecretDraw, parse_secret_draw
+from gradshard_core.privacy.secret_sampling import SecretDraw, parse_secret_draw
 from gradshard_core.robust.by_weight import Decision, Gram, norms_of
 
 MARGIN: Final = 1 + 2.0**-10
 """The factor by which an update may be longer than it was measured."""
 
-FINENESS: Final = 2**7
-"""Grid steps that a typical element of an update of length C has, where three terms suffice.
-Rounding toward zero then takes half of 1/128 of it."""
-
 LEAST_CLIENTS: Final = 2
 
-COUNT_ELEMENT: Final = 2**62
-"""The number of the noise's element that is added to the number of updates that were not clipped:
-no update has as many elements."""
-
-DEFAULT_RATE: Final = 0.2
-"""η of Andrew et al. 2021, section 3.1."""
-
-COUNT_FACTOR: Final = 5
-"""σ_b / z by default: the count then makes a round 4 % more costly."""
-
-_CLIP_DIGITS: Final = 9
-"""Significant digits of an adapted clip: the same on processors whose exp differs in the last."""
-
 _BOUNDS: Final[Mapping[str, tuple[float, float]]] = {
-    "clip": (2.0**-40, 2.0**40),
+    "clip": CLIPS,
     "noise_multiplier": (0.01, 1000.0),
     "delta": (1e-15, 0.1),
 }
-
-_ADAPTIVE: Final[Mapping[str, tuple[float, float]]] = {
-    "quantile": (0.01, 0.99),
-    "clip_rate": (0.001, 10.0),
-    "count_deviation": (0.01, 1e6),
-}
-
-
-class Grid(NamedTuple):
-    """The whole numbers in which a private sum is computed.
-
-    Parameters
-    ----------
-    step
-        g, what one is worth.
-    terms
-        The terms of the noise.
-    """
-
-    step: float
-    terms: int
-
-
-def grid_of(length: float, multiplier: float, elements: int) -> Grid:
-    """Return the grid for vectors of so many elements that are at most so long."""
-    fitting = (
-        terms
-        for terms in range(1, noise.MAX_TERMS)
-        if noise.deviation(terms) >= multiplier * FINENESS * math.sqrt(max(1, elements))
-    )
-    terms = next(fitting, noise.MAX_TERMS)
-    return Grid(multiplier * length / noise.deviation(terms), terms)
-
-
-class Adaptation(NamedTuple):
-    """How the clip follows the lengths of updates.
-
-    Parameters
-    ----------
-    quantile
-        q, the share of updates that are to stay whole.
-    clip_rate
-        η, by which the clip moves.
-    count_deviation
-        σ_b, the deviation of the noise of the number of updates that were not clipped.
-    """
-
-    quantile: float
-    clip_rate: float
-    count_deviation: float
 
 
 @dataclass(frozen=True)
@@ -192,7 +123,7 @@ class PrivacyMechanism:
         multiplier, adaptation = _rounded_up(self.noise_multiplier * more), self.adaptation
         if adaptation is not None:
             deviation = _rounded_up(adaptation.count_deviation * more)
-            if deviation > _ADAPTIVE["count_deviation"][1]:
+            if deviation > SETTINGS["count_deviation"][1]:
                 return None
             adaptation = adaptation._replace(count_deviation=deviation)
         if multiplier > _BOUNDS["noise_multiplier"][1]:
@@ -213,23 +144,13 @@ class PrivacyMechanism:
         key
             The key of the round's noise.
         """
-        if self.adaptation is None:
-            return None
-        grid = grid_of(1.0, self.adaptation.count_deviation, 1)
-        drawn = np.empty(1, np.int64)
-        source = noise.NoiseSource(key, grid.terms, COUNT_ELEMENT)
-        source.read_into(arithmetic.bytes_of(drawn))
-        return float(whole * math.trunc(1 / grid.step) + int(drawn[0])) * grid.step
+        return None if self.adaptation is None else self.adaptation.noisy_count(whole, key)
 
     def next_clip(self, count: float, contributors: int) -> float:
         """Return the clip of the next round, from the noisy count of this one."""
         if self.adaptation is None:
             return self.clip
-        away = count / contributors - self.adaptation.quantile
-        # exp must not overflow, however large the noise.
-        moved = max(-50.0, min(50.0, -self.adaptation.clip_rate * away))
-        low, high = _BOUNDS["clip"]
-        return max(low, min(high, float(f"{self.clip * math.exp(moved):.{_CLIP_DIGITS}g}")))
+        return self.adaptation.next_clip(self.clip, count, contributors)
 
     def decide(self, gram: Gram, samples: Sequence[int]) -> Decision:
         """Return the factors sᵢ; every client counts alike, whatever its number of samples."""
@@ -268,10 +189,10 @@ def parse_privacy(stated: Any) -> PrivacyMechanism:
         A field is unknown, missing or out of its bounds.
     """
     stated, tree, draw = _asked_for(stated)
-    if not isinstance(stated, Mapping) or stated.keys() - _BOUNDS.keys() - _ADAPTIVE.keys():
+    if not isinstance(stated, Mapping) or stated.keys() - _BOUNDS.keys() - SETTINGS.keys():
         raise SpecError(
             f"dp is {stated!r}, not {{clip: …, noise_multiplier: …, delta: …}}, and for a clip "
-            f"that adapts {', '.join(_ADAPTIVE)}"
+            f"that adapts {', '.join(SETTINGS)}"
         )
     for name in _BOUNDS:
         if stated.get(name) is None:
@@ -281,12 +202,12 @@ def parse_privacy(stated: Any) -> PrivacyMechanism:
             )
     given = {name: value for name, value in stated.items() if value is not None}
     for name, value in given.items():
-        low, high = {**_BOUNDS, **_ADAPTIVE}[name]
+        low, high = {**_BOUNDS, **SETTINGS}[name]
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not low <= value <= high:
             raise SpecError(f"dp: {name} is {value!r}, not a number from {low:g} to {high:g}")
     clip, multiplier, delta = (float(given[name]) for name in _BOUNDS)
-    adaptation = _adaptation(given)
+    adaptation = adaptation_of(given)
     if tree is not None and adaptation is not None:
         raise SpecError(
             "dp: noise cancels in a tree only if all rounds have the same clip: leave out quantile"
@@ -309,21 +230,4 @@ def _asked_for(stated: Any) -> tuple[Any, Place | None, SecretDraw | None]:
         rest,
         None if tree is None else parse_place(tree),
         None if draw is None else parse_secret_draw(draw),
-    )
-
-
-def _adaptation(given: Mapping[str, Any]) -> Adaptation | None:
-    """Return how the clip adapts, by default with a count of :data:`COUNT_FACTOR` times z."""
-    if "quantile" not in given:
-        for name in given.keys() & _ADAPTIVE.keys():
-            raise SpecError(
-                f"dp: {name} is for a clip that adapts to a quantile of the norms: give "
-                'quantile, too, for example "quantile": 0.5'
-            )
-        return None
-    by_default = COUNT_FACTOR * float(given["noise_multiplier"])
-    return Adaptation(
-        float(given["quantile"]),
-        float(given.get("clip_rate", DEFAULT_RATE)),
-        float(given.get("count_deviation", by_default)),
     )

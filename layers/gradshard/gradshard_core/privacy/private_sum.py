@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradshard_core.aggregation import arithmetic
+from gradshard_core.aggregation.buffer_sizes import block_bytes
 from gradshard_core.aggregation.kernel import Block, Piece, Source, pieces_of
-from gradshard_core.aggregation.sharding import block_bytes, count_elements
-from gradshard_core.formats.layout import Span
+from gradshard_core.aggregation.sharding import count_elements
+from gradshard_core.formats.tensor_layout import Span
 
 
 @dataclass(frozen=True)

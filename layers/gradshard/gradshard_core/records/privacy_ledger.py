@@ -10,7 +10,7 @@ compare it with the *allowance* of the model's budget, which was computed when t
 
 **Two figures.** That sum holds against everybody, who may know all clients of all rounds. Whoever
 gets nothing but versions of the model does not know who was drawn in secret
-(:mod:`gradshard_core.privacy.secret_draw`): against them, :attr:`PrivacyLedger.parts` says what
+(:mod:`gradshard_core.privacy.secret_sampling`): against them, :attr:`PrivacyLedger.parts` says what
 an accountant needs. Budgets hold the first one.
 
 An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that

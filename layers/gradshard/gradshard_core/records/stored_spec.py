@@ -8,7 +8,7 @@ from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.limits import aws_limits
-from gradshard_core.records.stored_lists import piece_reader, store_expected
+from gradshard_core.records.plan_and_manifest import piece_reader, store_expected
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_spec

@@ -15,8 +15,8 @@ from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
 from gradshard_core.privacy.noise_tree import NoiseTree, Place
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
-from gradshard_core.privacy.secret_draw import SecretDraw
-from gradshard_core.records.stored_lists import piece_reader, store_kept
+from gradshard_core.privacy.secret_sampling import SecretDraw
+from gradshard_core.records.plan_and_manifest import piece_reader, store_kept
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.option_parsers import encode_clients

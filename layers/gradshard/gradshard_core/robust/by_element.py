@@ -33,6 +33,7 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
+from gradshard_core.aggregation.buffer_sizes import ROW_BYTES, block_bytes
 from gradshard_core.aggregation.kernel import (
     Block,
     NonFiniteSumError,
@@ -41,7 +42,6 @@ from gradshard_core.aggregation.kernel import (
     check_finite,
     pieces_of,
 )
-from gradshard_core.aggregation.sharding import ROW_BYTES, block_bytes
 
 
 def take_rows(sources: Sequence[Source | None], block: Block) -> None:

@@ -17,8 +17,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Self
 
-from gradshard_core.aggregation.sharding import ROW_BYTES
-from gradshard_core.formats.layout import Span
+from gradshard_core.aggregation.buffer_sizes import ROW_BYTES
+from gradshard_core.formats.tensor_layout import Span
 from gradshard_core.robust.inner_products import chunk_start
 
 MOST_CHUNKS: Final = 128

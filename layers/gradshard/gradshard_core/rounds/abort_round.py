@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.planning.outputs import next_model_keys
+from gradshard_core.planning.output_objects import next_model_keys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.noise_key import delete_noise_key
-from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.plan_and_manifest import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.rounds import aws_requests

@@ -6,12 +6,12 @@ from functools import cache
 from typing import NamedTuple
 
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import Layout, Runs
+from gradshard_core.formats.tensor_layout import Layout, Runs
 from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.rounds import arrivals, rejections
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.rounds.header_survey import Facts, Surveyed
-from gradshard_core.rounds.layout_examiner import LayoutExaminer, SentUpdate
+from gradshard_core.rounds.layout_check import LayoutExaminer, SentUpdate
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.layers import Coverage

@@ -16,12 +16,12 @@ from gradshard_core.aggregation.sharding import sums_bytes
 from gradshard_core.errors import ChangedObjectError, PlanError, UnsentError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
-from gradshard_core.planning.outputs import Output
+from gradshard_core.planning.output_objects import Output
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records.noise_key import read_noise_key
+from gradshard_core.records.plan_and_manifest import read_plan
 from gradshard_core.records.robust_decision import read_decision, with_weights
-from gradshard_core.records.stored_lists import read_plan
 from gradshard_core.robust.inner_products import ExactSum, Measuring
 from gradshard_core.rounds.bad_inputs import (
     is_rejected_below,
@@ -29,7 +29,7 @@ from gradshard_core.rounds.bad_inputs import (
     reject_unreadable,
 )
 from gradshard_core.rounds.header_survey import survey
-from gradshard_core.rounds.overflow import reject_largest_step
+from gradshard_core.rounds.overflow_rejection import reject_largest_step
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.retries import TASK_WRITE_ATTEMPTS, Retries

@@ -21,8 +21,8 @@ from gradshard_core.formats.keys import (
     parse_update_key,
     sender_of,
 )
-from gradshard_core.formats.layout import PREFIX_BYTES
 from gradshard_core.formats.masked_updates import Share
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds.buffered_round import Address
 from gradshard_core.s3.store import S3Store

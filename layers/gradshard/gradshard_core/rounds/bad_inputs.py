@@ -5,12 +5,13 @@ been deleted since planning.
 """
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.sharding import MAX_ELEMENT_BYTES, ROW_BYTES, aligned
+from gradshard_core.aggregation.buffer_sizes import MAX_ELEMENT_BYTES, ROW_BYTES
+from gradshard_core.aggregation.sharding import aligned
 from gradshard_core.errors import ChangedObjectError
 from gradshard_core.formats.codecs.topk import TopK
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.robust.inner_products import bound_of
-from gradshard_core.rounds.overflow import element_at, reject_largest
+from gradshard_core.rounds.overflow_rejection import element_at, reject_largest
 from gradshard_core.rounds.task_inputs import TaskInputs
 
 _OR_TOO_LARGE = ", or this update is too large there to be measured"

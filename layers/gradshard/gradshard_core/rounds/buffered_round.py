@@ -19,7 +19,7 @@ from gradshard_core.formats.keys import (
 )
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.records.inbox import list_waiting
-from gradshard_core.records.stored_lists import read_plan, read_replan
+from gradshard_core.records.plan_and_manifest import read_plan, read_replan
 from gradshard_core.records.training_state import (
     TrainingState,
     read_state,

@@ -15,7 +15,7 @@ from gradshard_core.records.training_state import (
     read_state,
     read_training_spec,
 )
-from gradshard_core.rounds import arrivals, end_of_wait, rejections
+from gradshard_core.rounds import arrivals, rejections, resume_round
 from gradshard_core.rounds.arrivals import Found, Update
 from gradshard_core.rounds.buffered_round import planned
 from gradshard_core.rounds.layout_vote import difference
@@ -162,4 +162,4 @@ def _resume(store: S3Store, state: TrainingState) -> bool:
     opened = read_spec(store, round_)
     if opened is None or store.head(round_.plan) is not None:
         return False
-    return end_of_wait.resume_if_due(store, round_, opened[0])
+    return resume_round.resume_if_due(store, round_, opened[0])

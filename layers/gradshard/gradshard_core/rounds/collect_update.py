@@ -12,9 +12,9 @@ from gradshard_core.formats.keys import (
     parse_update_key,
 )
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.records.stored_lists import read_manifest, read_plan
+from gradshard_core.records.plan_and_manifest import read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import arrivals, end_of_wait, rejections, waiting_record
+from gradshard_core.rounds import arrivals, rejections, resume_round, waiting_record
 from gradshard_core.rounds.collect_buffered_update import collect_buffered_update
 from gradshard_core.rounds.waiting_record import Seen, Waiting
 from gradshard_core.s3.store import S3Store
@@ -105,7 +105,7 @@ def _collect(
         outcome |= {"status": "accepted"}
         if update is not None and isinstance(update.header.layout, EncodedLayout):
             outcome |= {"codec": update.header.layout.codec}
-    return outcome | {"resumed": end_of_wait.resume_if_due(store, keys, spec, client, seen)}
+    return outcome | {"resumed": resume_round.resume_if_due(store, keys, spec, client, seen)}
 
 
 def _keeper_answered(store: S3Store, keys: RoundKeys) -> dict[str, Any]:

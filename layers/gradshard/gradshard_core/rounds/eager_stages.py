@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import execution_history
+from gradshard_core.limits import history_events
+from gradshard_core.planning.client_weights import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Level, Participants, Stage
-from gradshard_core.planning.weighing import weigh
-from gradshard_core.rounds import admission, end_of_wait, quorum, waiting_record
+from gradshard_core.rounds import admission, quorum, resume_round, waiting_record
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.specs.round_spec import RoundSpec
@@ -30,7 +30,7 @@ def divide_groups(
     """
     if context.request.reason == waiting_record.DEADLINE:
         return tuple(awaited), ()
-    ready = end_of_wait.ready_groups(context.spec, answered, awaited)
+    ready = resume_round.ready_groups(context.spec, answered, awaited)
     return tuple(ready), tuple(number for number in awaited if number not in ready)
 
 
@@ -87,9 +87,9 @@ def next_stage(context: PlanContext, previous: Plan) -> Plan:
 
 def _check_stages(context: PlanContext, previous: Plan) -> None:
     """Raise if the execution's history would become too long."""
-    if previous.stage.number >= execution_history.MAX_STAGES:
+    if previous.stage.number >= history_events.MAX_STAGES:
         raise PlanError(
-            f"round {context.round_id!r} was resumed {execution_history.MAX_STAGES} times, and "
+            f"round {context.round_id!r} was resumed {history_events.MAX_STAGES} times, and "
             f"{len(previous.stage.awaited)} groups are still awaited; its execution's history "
             "would become too long. Average what was sent with another round (--updates-from)"
         )

@@ -12,7 +12,7 @@ from gradshard_core.costs.large_rounds import REPORT_READERS
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter
-from gradshard_core.planning.outputs import Output
+from gradshard_core.planning.output_objects import Output
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry
@@ -20,8 +20,13 @@ from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import delete_noise_key
+from gradshard_core.records.plan_and_manifest import (
+    list_writer,
+    read_manifest,
+    read_plan,
+    store_replan,
+)
 from gradshard_core.records.robust_decision import read_decision
-from gradshard_core.records.stored_lists import list_writer, read_manifest, read_plan, store_replan
 from gradshard_core.records.training_state import keeps_noise_key
 from gradshard_core.robust.inner_products import count_matrices
 from gradshard_core.rounds import aws_requests, rejections

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.rounds.seen_layouts import SeenLayout
 
 

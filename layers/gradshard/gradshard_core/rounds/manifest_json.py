@@ -11,8 +11,8 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Participants
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.model_registry import Version
+from gradshard_core.records.plan_and_manifest import stored
 from gradshard_core.records.privacy_ledger import read_ledger
-from gradshard_core.records.stored_lists import stored
 from gradshard_core.s3.store import S3Store
 
 

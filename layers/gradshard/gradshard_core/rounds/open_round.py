@@ -12,14 +12,14 @@ from gradshard_core.formats.list_pieces import StoredList
 from gradshard_core.planning.plan import Plan
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.stored_lists import piece_reader, read_plan
+from gradshard_core.records.plan_and_manifest import piece_reader, read_plan
 from gradshard_core.records.stored_spec import check_source
 from gradshard_core.records.training_state import (
     read_state,
     read_training_spec,
     synchronous_round,
 )
-from gradshard_core.rounds import aws_requests, end_of_wait, keeper_wait, waiting_record
+from gradshard_core.rounds import aws_requests, keeper_exchange, resume_round, waiting_record
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import check_layout
 from gradshard_core.specs.round_spec import RoundSpec
@@ -63,7 +63,7 @@ def open_round(
         keys = RoundKeys(round_id)
         spec = parse_new_spec(fields, piece_reader(store, keys.expected))
         if spec.masked is not None and not has_keeper:
-            raise SpecError(f"masked: {keeper_wait.NO_KEEPER}")
+            raise SpecError(f"masked: {keeper_exchange.NO_KEEPER}")
         deadline_at = _write_spec(store, keys, spec, datetime.fromisoformat(started))
     except StoreError:
         raise  # no fault of the terms: the machine tries again
@@ -83,7 +83,7 @@ def open_round(
     if spec.eager and store.head(keys.deadline) is not None:
         resumed = waiting_record.resume(store, keys, waiting_record.DEADLINE)
     else:
-        resumed = end_of_wait.resume_if_due(store, keys, spec)
+        resumed = resume_round.resume_if_due(store, keys, spec)
     return {"round": round_id, "status": "opened", "resumed": resumed}
 
 
@@ -137,9 +137,9 @@ def _await_keeper(
     store: S3Store, keys: RoundKeys, spec: RoundSpec, plan: Plan, tokens: list[str]
 ) -> dict[str, Any]:
     """Let a masked round wait for its keeper, until its timeout has passed once more."""
-    aws_requests.schedule_deadline(keys.round_id, keeper_wait.deadline_of(plan, spec), tokens)
+    aws_requests.schedule_deadline(keys.round_id, keeper_exchange.deadline_of(plan, spec), tokens)
     # The answer may have come before there was a token to resume the round with.
-    has_answered = keeper_wait.has_answered(store, keys, plan, spec)
+    has_answered = keeper_exchange.has_answered(store, keys, plan, spec)
     is_resumed = has_answered and waiting_record.resume(store, keys, waiting_record.COMPLETE)
     return {"round": keys.round_id, "status": "awaiting_keeper", "resumed": is_resumed}
 

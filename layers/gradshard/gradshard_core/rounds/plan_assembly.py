@@ -10,11 +10,11 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.buffer_sizes import ROW_BYTES
+from gradshard_core.aggregation.masked_sum import ring_spans
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.reordered_reads import Disorder
-from gradshard_core.aggregation.ring_sum import ring_spans
-from gradshard_core.aggregation.sharding import ROW_BYTES
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.costs import memory_projection
 from gradshard_core.costs.round_projection import Projection
@@ -23,10 +23,16 @@ from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.compressed_updates import EncodedRuns, further_runs
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Layout, Runs, encode_header
-from gradshard_core.planning import planner
+from gradshard_core.formats.tensor_layout import Layout, Runs, encode_header
+from gradshard_core.planning import shard_count
+from gradshard_core.planning.client_weights import local_steps, weights_of
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges
-from gradshard_core.planning.outputs import NO_HEADER, NextModel, StoredHeader, next_model_keys
+from gradshard_core.planning.output_objects import (
+    NO_HEADER,
+    NextModel,
+    StoredHeader,
+    next_model_keys,
+)
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
     NOBODY,
@@ -37,7 +43,6 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayout,
     Stage,
 )
-from gradshard_core.planning.weighing import local_steps, weights_of
 from gradshard_core.privacy.private_sum import private_sums_bytes
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
@@ -273,7 +278,7 @@ def _choose_shards(
         unit_bytes=max((r.largest_unit for r in runs), default=0),
         lists=lists_of(spec)._replace(stores_headers=layout.header.in_plan is None),
     )
-    return planner.choose(
+    return shard_count.choose(
         load, context.aggregator, shards=spec.shards, time_budget=spec.time_budget
     )
 

@@ -6,7 +6,7 @@ from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.stored_spec import check_source, read_spec

@@ -7,11 +7,11 @@ from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
-from gradshard_core.records.stored_lists import piece_writer, read_plan
+from gradshard_core.records.plan_and_manifest import piece_writer, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
-from gradshard_core.rounds.keeper_wait import next_plan, send_request
+from gradshard_core.rounds.keeper_exchange import next_plan, send_request
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
 from gradshard_core.rounds.rejections import reject_all, reject_overlooked
 from gradshard_core.rounds.replan import replan

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import execution_history
+from gradshard_core.limits import history_events
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.records.stored_lists import read_replan
+from gradshard_core.records.plan_and_manifest import read_replan
 from gradshard_core.rounds import quorum
 from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble
@@ -80,7 +80,7 @@ def _read_rejections(context: PlanContext, plan: Plan) -> tuple[Rejection, ...]:
 
 def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rejection]) -> None:
     """Raise if rejected contributors have had the round planned again too often."""
-    most = execution_history.most_attempts(len(previous.levels))
+    most = history_events.most_attempts(len(previous.levels))
     if context.request.attempt < most or not rejected:
         return
     everybody = [*previous.participants.rejected, *rejected]

@@ -13,12 +13,12 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.formats.layout import shorten
+from gradshard_core.formats.tensor_layout import shorten
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Rejection
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
+from gradshard_core.records.plan_and_manifest import store_decided, stored
 from gradshard_core.records.robust_decision import is_clipped, layers_left_out
-from gradshard_core.records.stored_lists import store_decided, stored
 from gradshard_core.robust.by_weight import Decision, Diagonal, Gram, norms_of
 from gradshard_core.robust.inner_product_sample import Sample, relative_errors
 from gradshard_core.robust.inner_products import WHOLE, ExactSum

@@ -8,22 +8,21 @@ from typing import Protocol
 import numpy as np
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
-from gradshard_core.aggregation.kernel import Source, WeightedRange
-from gradshard_core.aggregation.model_buffers import split_spans
-from gradshard_core.aggregation.reordered_reads import Range
-from gradshard_core.aggregation.ring_sum import SUBTRACTED
-from gradshard_core.aggregation.sharding import (
+from gradshard_core.aggregation.buffer_sizes import (
     SLICE_BYTES,
     chunks_at_once,
-    count_elements,
     receive_buffer_bytes,
     reorder_memory_bytes,
-    sums_bytes,
 )
+from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
+from gradshard_core.aggregation.kernel import Source, WeightedRange
+from gradshard_core.aggregation.masked_sum import SUBTRACTED
+from gradshard_core.aggregation.model_buffers import split_spans
+from gradshard_core.aggregation.reordered_reads import Range
+from gradshard_core.aggregation.sharding import count_elements, sums_bytes
 from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.layout import Runs, Span
+from gradshard_core.formats.tensor_layout import Runs, Span
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.privacy.noise import NoiseSource

@@ -20,15 +20,12 @@ from typing import Final, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from gradshard_core.errors import StoreError
-from gradshard_core.s3 import range_streams
+from gradshard_core.s3 import range_streams, timeouts
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.sigv4 import Credentials, presign, sign
 from gradshard_core.s3.traffic import Meter
 
 T = TypeVar("T")
-
-TIMEOUT_SECONDS: Final = 30
-"""For a service to take or to answer what is sent. Reads of ranges have a shorter timeout."""
 
 TRANSIENT_STATUSES: Final = {
     HTTPStatus.TOO_MANY_REQUESTS,
@@ -143,7 +140,7 @@ class _Direct(Response):
         filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
         # The socket's timeout applies to one call, and a single byte ends a call.
-        give_up = time.monotonic() + range_streams.PATIENCE_SECONDS
+        give_up = time.monotonic() + timeouts.PATIENCE_SECONDS
         # With the number given, a TLS socket does not create a view to find it out.
         while filled < wanted and (count := receive(buffer[filled:], wanted - filled)):
             filled += count
@@ -307,7 +304,7 @@ class HttpRequests:
                 self.close()
 
     def _prepare(self, connected: socket.socket, timeout: float | None) -> None:
-        connected.settimeout(TIMEOUT_SECONDS if timeout is None else timeout)
+        connected.settimeout(timeouts.TIMEOUT_SECONDS if timeout is None else timeout)
         # Otherwise the kernel lets each grow to several MB, which are the function's memory.
         if self.receive_buffer_bytes:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
@@ -316,7 +313,7 @@ class HttpRequests:
         try:
             return self.idle.pop()
         except IndexError:
-            return self.new_connection(range_streams.PATIENCE_SECONDS)
+            return self.new_connection(timeouts.PATIENCE_SECONDS)
 
 
 def endpoint_url(service: str) -> str | None:

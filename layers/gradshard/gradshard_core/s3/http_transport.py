@@ -6,7 +6,7 @@ import os
 import re
 from typing import Any, Final
 
-from gradshard_core.s3 import range_streams
+from gradshard_core.s3 import timeouts
 from gradshard_core.s3.http_connections import (
     Failure,
     HttpRequests,
@@ -79,7 +79,7 @@ class HttpTransport:
             headers_of(operation, parameters, body),
             body,
             # A task waits for these bytes, and S3 for the part that it writes meanwhile.
-            range_streams.PATIENCE_SECONDS if operation == "get_object" else None,
+            timeouts.PATIENCE_SECONDS if operation == "get_object" else None,
         )
 
         def accept(response: Response) -> dict[str, Any]:

@@ -7,20 +7,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, wait
 from itertools import accumulate
-from typing import Final, Protocol
+from typing import Protocol
 
+from gradshard_core.aggregation.buffer_sizes import SLICE_BYTES
 from gradshard_core.aggregation.reordered_reads import Group, Range, groups, requests
-from gradshard_core.aggregation.sharding import SLICE_BYTES
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import Runs
+from gradshard_core.formats.tensor_layout import Runs
+from gradshard_core.s3 import timeouts
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.traffic import Meter
-
-PATIENCE_SECONDS: Final = 15
-"""Seconds in which a read has to fill its buffer (256 KiB); S3 sends a hundred times that.
-
-It is shorter than the 20 s or so after which S3 gives up on the part that waits for these bytes."""
 
 
 class Body(Protocol):
@@ -29,7 +25,7 @@ class Body(Protocol):
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.
 
-        A buffer that is not filled within :data:`PATIENCE_SECONDS` is returned as it is.
+        A buffer that is not filled within :data:`timeouts.PATIENCE_SECONDS` is returned as it is.
         """
 
     def close(self) -> None:
@@ -82,8 +78,8 @@ def read_whole(body: Body, nbytes: int) -> bytes:
         filled += count
         if count == 0:
             raise OSError(f"the body ended {nbytes - filled} bytes short")
-        if count < len(wanted) and time.monotonic() - begun >= PATIENCE_SECONDS:
-            raise OSError(f"{count} bytes in {PATIENCE_SECONDS} s")
+        if count < len(wanted) and time.monotonic() - begun >= timeouts.PATIENCE_SECONDS:
+            raise OSError(f"{count} bytes in {timeouts.PATIENCE_SECONDS} s")
     return bytes(data)
 
 
@@ -146,7 +142,7 @@ class RangeStream:
             if self._position == self._end:
                 self._drop()
             elif self._is_slow:
-                self._fail(f"{count} bytes in {PATIENCE_SECONDS} s")
+                self._fail(f"{count} bytes in {timeouts.PATIENCE_SECONDS} s")
 
     def close(self) -> None:
         """Close the connection."""
@@ -173,7 +169,9 @@ class RangeStream:
         except OSError as error:
             self._fail(str(error))
             return 0
-        self._is_slow = count < len(buffer) and time.monotonic() - begun >= PATIENCE_SECONDS
+        self._is_slow = (
+            count < len(buffer) and time.monotonic() - begun >= timeouts.PATIENCE_SECONDS
+        )
         if not self._is_slow:
             self._retries.reset()
         return count

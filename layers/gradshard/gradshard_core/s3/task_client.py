@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from http import HTTPStatus
 
 from gradshard_core.errors import StoreError, UnsentError
-from gradshard_core.s3 import http_connections
+from gradshard_core.s3 import timeouts
 from gradshard_core.s3.http_connections import TRANSIENT_CODES, TRANSIENT_STATUSES, Request
 from gradshard_core.s3.http_transport import HttpTransport, explain
 from gradshard_core.s3.range_streams import explain_denial
@@ -143,7 +143,7 @@ class TaskS3Client(S3Store):
     ) -> Iterator[StreamWriter]:
         self.meter.add(puts=1)
         requests = self._http.requests
-        connection = requests.new_connection(http_connections.TIMEOUT_SECONDS)
+        connection = requests.new_connection(timeouts.TIMEOUT_SECONDS)
 
         def head() -> tuple[str, dict[str, str]]:
             request = Request("PUT", self._http.path(key), name, query, {}, body=None)

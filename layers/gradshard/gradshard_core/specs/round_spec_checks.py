@@ -13,8 +13,8 @@ from gradshard_core.aggregation.server_optimizers import (
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.layout import Layout, shorten
 from gradshard_core.formats.list_pieces import Get, StoredList
+from gradshard_core.formats.tensor_layout import Layout, shorten
 from gradshard_core.limits.own_limits import MAX_COMPARED_LAYERS, MAX_LAYER_PRODUCTS
 from gradshard_core.privacy.privacy_mechanism import LEAST_CLIENTS
 from gradshard_core.robust.inner_products import count_matrices

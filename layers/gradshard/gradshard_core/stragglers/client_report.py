@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Self
 
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.layout import shorten
+from gradshard_core.formats.tensor_layout import shorten
 from gradshard_core.stragglers.assignment_settings import MAX_COUNT
 
 REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import check_id
-from gradshard_core.formats.layout import shorten
+from gradshard_core.formats.tensor_layout import shorten
 from gradshard_core.stragglers.layers import Layer
 from gradshard_core.stragglers.quadrature import Floats, gauss_legendre
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.formats.layout import Layout, shorten
+from gradshard_core.formats.tensor_layout import Layout, shorten
 
 Naming = Mapping[str, Sequence[str]] | Sequence[str]
 """Layers given by hand, from the input to the output: name → prefixes of its tensors' names, or

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.arithmetic import shares_of
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.formats.layout import shorten
+from gradshard_core.formats.tensor_layout import shorten
 from gradshard_core.stragglers.layer_reach import (
     Client,
     GivenMisses,

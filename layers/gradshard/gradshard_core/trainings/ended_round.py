@@ -10,7 +10,7 @@ from gradshard_core.formats.keys import RoundKeys, TrainingKeys, base_version, s
 from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.noise_key import delete_noise_key
-from gradshard_core.records.stored_lists import store_kept
+from gradshard_core.records.plan_and_manifest import store_kept
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.training_spec import TrainingSpec

@@ -14,11 +14,11 @@ from gradshard_core.errors import UpdateError
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, base_version
-from gradshard_core.formats.layout import PREFIX_BYTES
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.records.manifest_status import COMPLETED
-from gradshard_core.records.stored_lists import read_manifest, read_plan, read_replan
+from gradshard_core.records.plan_and_manifest import read_manifest, read_plan, read_replan
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import training_cost
 

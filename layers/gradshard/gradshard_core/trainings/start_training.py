@@ -12,7 +12,7 @@ from gradshard_core.limits.own_limits import MAX_CLIENTS
 from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.training_state import ENDED, RUNNING, TrainingState, read_state
-from gradshard_core.rounds.keeper_wait import NO_KEEPER
+from gradshard_core.rounds.keeper_exchange import NO_KEEPER
 from gradshard_core.rounds.open_round import check_rule_of_model
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store

@@ -5,16 +5,16 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.costs import (
+    assumed_speeds,
     large_rounds,
     measured_round_cost,
     request_counts,
     round_cost,
-    speeds,
 )
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.round_workload import workload_of
 from gradshard_core.limits import aws_limits
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.planning.plan import Plan
 from gradshard_core.specs.round_spec import RoundSpec
 
@@ -86,11 +86,11 @@ def advance_seconds(clients: int) -> float:
     requests = of_functions(clients)
     others = requests.gets + requests.puts - headers
     cpu_seconds = (
-        ADVANCE_CPU_SECONDS_PER_CLIENT + speeds.LISTED_CPU_SECONDS
-    ) * clients + speeds.REQUEST_CPU_SECONDS * (headers + others)
-    waiting = speeds.REQUEST_SECONDS * (headers / HEADERS_AT_ONCE + others)
+        ADVANCE_CPU_SECONDS_PER_CLIENT + assumed_speeds.LISTED_CPU_SECONDS
+    ) * clients + assumed_speeds.REQUEST_CPU_SECONDS * (headers + others)
+    waiting = assumed_speeds.REQUEST_SECONDS * (headers / HEADERS_AT_ONCE + others)
     # That of a small round is in the least.
-    of_small = speeds.REQUEST_SECONDS * (ADVANCE_GETS + ADVANCE_PUTS + NOTICES_PUTS + 1)
+    of_small = assumed_speeds.REQUEST_SECONDS * (ADVANCE_GETS + ADVANCE_PUTS + NOTICES_PUTS + 1)
     share = ADVANCE_MEMORY_MB / aws_limits.MB_PER_VCPU
     return max(ADVANCE_SECONDS, cpu_seconds / share + waiting - of_small)
 
@@ -130,7 +130,7 @@ def projected(spec: RoundSpec, nbytes: int, aggregator: LambdaConfig) -> float:
         The functions that do its tasks.
     """
     clients = spec.expected
-    choice, _ = planner.choose(
+    choice, _ = shard_count.choose(
         workload_of(spec, nbytes, clients),
         aggregator,
         shards=spec.shards,

@@ -22,7 +22,7 @@ from gradshard_core.formats.keys import (
     is_client,
     parse_renewal_key,
 )
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.model_registry import Version

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.fixed_point import FixedPoint
 from gradshard_core.aggregation.kernel import WeightedRange
-from gradshard_core.aggregation.ring_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
+from gradshard_core.aggregation.masked_sum import ADDED, SUBTRACTED, Decoding, RingSum, ring_spans
 from gradshard_core.aggregation.sharding import aligned, sums_bytes
 from gradshard_core.formats.dtypes import DTYPES, in_ring, unmasked
-from gradshard_core.formats.layout import Layout
+from gradshard_core.formats.tensor_layout import Layout
 
 SHAPES = [("a", "F32", [70_001]), ("b", "BF16", [3]), ("c", "F64", [11]), ("d", "F32", [5])]
 LAYOUT = Layout.pack(SHAPES)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradshard_core.formats.layout import Layout, Run, Runs, Span
+from gradshard_core.formats.tensor_layout import Layout, Run, Runs, Span
 
 
 def test_spans_merge_neighbours_and_skip_the_empty() -> None:

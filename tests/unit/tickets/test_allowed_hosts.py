@@ -1,4 +1,4 @@
-"""Which hosts a ticket may go to, and which answers are believed."""
+"""Which hosts a ticket may go to."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from gradshard.local_engine import running_engines
-from gradshard.tickets.http_client import check_origin, is_url, origin_of
+from gradshard.tickets.allowed_hosts import check_origin, is_url, origin_of
 from gradshard.tickets.issuer import issue_ticket
 from gradshard.tickets.round_ticket import Ticket
 from gradshard_core.errors import TicketError

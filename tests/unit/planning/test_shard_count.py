@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard_core.aggregation import sharding, topologies
+from gradshard_core.aggregation import buffer_sizes, sharding, topologies
 from gradshard_core.aggregation.reordered_reads import Disorder
-from gradshard_core.costs import client_transfers, large_rounds, memory_projection, speeds
-from gradshard_core.costs.bandwidth import Bandwidth
+from gradshard_core.costs import assumed_speeds, client_transfers, large_rounds, memory_projection
+from gradshard_core.costs.bandwidth_model import Bandwidth
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.request_counts import Requests
 from gradshard_core.costs.round_projection import Projection, client_requests, project
 from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.layout import Layout, Span
+from gradshard_core.formats.tensor_layout import Layout, Span
 from gradshard_core.limits import aws_limits
-from gradshard_core.planning import planner
+from gradshard_core.planning import shard_count
 from gradshard_core.units import MIB
 
 GIB = 1024 * MIB
@@ -63,12 +63,12 @@ def test_cuts_are_element_boundaries_in_order(sizes: list[tuple[str, int]], piec
 @given(nbytes=st.integers(1, 10**13).map(lambda n: n // 4 * 4 + 4), shards=st.integers(1, 1000))
 def test_parts_keep_s3s_limits(nbytes: int, shards: int) -> None:
     spans = Layout.pack([("w", "F32", (nbytes // 4,))]).spans
-    m = min(shards, planner.max_shards(nbytes))
+    m = min(shards, shard_count.max_shards(nbytes))
     cuts = sharding.cut_shards(spans, nbytes, m)
     sizes = [shard.end - shard.start for shard in cuts]
     assert [shard.number for shard in cuts] == list(range(m))
     assert m == 1 or min(sizes) >= aws_limits.MIN_PART_BYTES
-    assert m < planner.min_shards(nbytes) or max(sizes) < aws_limits.MAX_PART_BYTES
+    assert m < shard_count.min_shards(nbytes) or max(sizes) < aws_limits.MAX_PART_BYTES
 
 
 def test_a_partial_sum_is_as_wide_as_its_accumulators() -> None:
@@ -79,7 +79,7 @@ def test_a_partial_sum_is_as_wide_as_its_accumulators() -> None:
 
 
 def test_lowers_m_and_says_so() -> None:
-    projection, notes = planner.choose(one_level(60 * MIB, 5), arm(512), shards=1000)
+    projection, notes = shard_count.choose(one_level(60 * MIB, 5), arm(512), shards=1000)
     assert projection.shards == 11
     [note] = notes
     assert note.startswith("M lowered from 1000 to 11: cut into more, an update of 62914560 bytes")
@@ -87,33 +87,33 @@ def test_lowers_m_and_says_so() -> None:
 
 
 def test_takes_the_m_that_was_asked_for() -> None:
-    projection, notes = planner.choose(one_level(60 * MIB, 5), arm(512), shards=7)
+    projection, notes = shard_count.choose(one_level(60 * MIB, 5), arm(512), shards=7)
     assert (projection.shards, notes) == (7, [])
 
 
 def test_buys_time_with_shards() -> None:
     load = one_level(512 * MIB, 20)
-    cheapest, _ = planner.choose(load, arm(128))
-    quicker, _ = planner.choose(load, arm(128), time_budget=20)
+    cheapest, _ = shard_count.choose(load, arm(128))
+    quicker, _ = shard_count.choose(load, arm(128), time_budget=20)
     assert cheapest.seconds > 20 >= quicker.seconds
     assert quicker.shards > cheapest.shards
     assert quicker.total_dollars > cheapest.total_dollars
 
 
 def test_plans_for_a_minute_without_a_time_budget() -> None:
-    projection, _ = planner.choose(one_level(512 * MIB, 20), arm(256))
-    assert 30 < projection.seconds <= planner.UNHURRIED_SECONDS
+    projection, _ = shard_count.choose(one_level(512 * MIB, 20), arm(256))
+    assert 30 < projection.seconds <= shard_count.UNHURRIED_SECONDS
     # Where nothing takes less than a minute, more is no error: nobody asked for less.
-    most = planner.max_shards(3_500_000_000_000)
-    slow, _ = planner.choose(one_level(3_500_000_000_000, 30), arm(3008))
+    most = shard_count.max_shards(3_500_000_000_000)
+    slow, _ = shard_count.choose(one_level(3_500_000_000_000, 30), arm(3008))
     assert slow.shards <= most
-    assert slow.seconds > planner.UNHURRIED_SECONDS
+    assert slow.seconds > shard_count.UNHURRIED_SECONDS
 
 
 @given(fewest=st.integers(1, 300), span=st.integers(0, 9700))
 def test_considers_every_small_m_and_steps_of_under_a_hundredth(fewest: int, span: int) -> None:
     most = fewest + span
-    counts = planner.shard_counts(fewest, most)
+    counts = shard_count.shard_counts(fewest, most)
     assert (counts[0], counts[-1]) == (fewest, most)
     small = min(most, 256)
     assert [m for m in counts if m <= small] == list(range(fewest, small + 1))
@@ -123,7 +123,7 @@ def test_considers_every_small_m_and_steps_of_under_a_hundredth(fewest: int, spa
 @cache
 def every_choice(clients: int) -> list[Projection]:
     load = Workload(60 * 10**9, topologies.grid(clients))
-    return [project(load, m, arm(256)) for m in range(1, planner.max_shards(load.nbytes) + 1)]
+    return [project(load, m, arm(256)) for m in range(1, shard_count.max_shards(load.nbytes) + 1)]
 
 
 @pytest.mark.slow
@@ -133,8 +133,8 @@ def test_no_m_is_cheaper_by_a_hundredth_than_the_chosen_one(
     clients: int, time_budget: float | None
 ) -> None:
     load = Workload(60 * 10**9, topologies.grid(clients))
-    chosen, _ = planner.choose(load, arm(256), time_budget=time_budget)
-    budget = time_budget or planner.UNHURRIED_SECONDS
+    chosen, _ = shard_count.choose(load, arm(256), time_budget=time_budget)
+    budget = time_budget or shard_count.UNHURRIED_SECONDS
     fitting = [p for p in every_choice(clients) if p.seconds <= budget and p.task_seconds <= 140]
     assert chosen.seconds <= budget
     assert chosen.total_dollars <= 1.01 * min(p.total_dollars for p in fitting)
@@ -148,7 +148,7 @@ def test_orders_of_tensors_take_time_requests_memory_and_money() -> None:
         plain, mixed = (project(given, m, arm(512)) for given in (load, other))
         requests, skipped = disorder.cut(m)
         assert mixed.requests.gets - plain.requests.gets == round(requests)
-        waiting = speeds.REQUEST_SECONDS * requests / m
+        waiting = assumed_speeds.REQUEST_SECONDS * requests / m
         read = 4 * 10**8 / m
         reading = arm(512).task_seconds(read + skipped / m) - arm(512).task_seconds(read)
         assert mixed.seconds - plain.seconds == pytest.approx(waiting + reading)
@@ -170,74 +170,74 @@ def test_orders_that_take_too_long_are_rejected_with_advice() -> None:
     with pytest.raises(
         PlanError, match=r"over the 140 s .*; open the round with a layout, so that"
     ):
-        planner.choose(load, arm(512))
+        shard_count.choose(load, arm(512))
 
 
 def test_rejects_too_little_memory_with_the_numbers() -> None:
     with pytest.raises(PlanError, match=r"needs \d+ MB and has 60; deploy with AggregatorMemory="):
-        planner.choose(one_level(10**9, 4), arm(60))
+        shard_count.choose(one_level(10**9, 4), arm(60))
 
 
 def test_rejects_a_task_that_takes_too_long() -> None:
     with pytest.raises(
         PlanError, match=r"over the 140 s .*; ask for at least \d+ shards"
     ) as caught:
-        planner.choose(one_level(4 * 10**9, 20), arm(512), shards=1)
+        shard_count.choose(one_level(4 * 10**9, 20), arm(512), shards=1)
     # That many are enough, and one less is not.
     enough = int(str(caught.value).split()[-2])
     load = one_level(4 * 10**9, 20)
     assert project(load, enough, arm(512)).task_seconds <= 140
     assert project(load, enough - 1, arm(512)).task_seconds > 140
     with pytest.raises(PlanError, match="over the 140 s that a task may; average fewer clients"):
-        planner.choose(one_level(4 * 10**12, 64), arm(3008))
+        shard_count.choose(one_level(4 * 10**12, 64), arm(3008))
     with pytest.raises(PlanError, match=r"over the 140 s .*; deploy with more AggregatorMemory"):
-        planner.choose(one_level(15 * 10**11, 64), arm(128))
+        shard_count.choose(one_level(15 * 10**11, 64), arm(128))
     with pytest.raises(PlanError, match=r"over the 140 s .*; take shards or grid, whose tasks are"):
-        planner.choose(tree(5 * 10**9, 60), arm(3008))
+        shard_count.choose(tree(5 * 10**9, 60), arm(3008))
 
 
 def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
-    reading = large_rounds.MAX_TASKS * speeds.REQUEST_SECONDS / large_rounds.REPORT_READERS
-    assert reading <= speeds.FINALIZE_TIMEOUT_SECONDS / 2
-    share = speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU
-    working = large_rounds.MAX_TASKS * speeds.REPORT_CPU_SECONDS / share
-    assert working <= speeds.FINALIZE_TIMEOUT_SECONDS / 2
+    reading = large_rounds.MAX_TASKS * assumed_speeds.REQUEST_SECONDS / large_rounds.REPORT_READERS
+    assert reading <= assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2
+    share = assumed_speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU
+    working = large_rounds.MAX_TASKS * assumed_speeds.REPORT_CPU_SECONDS / share
+    assert working <= assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2
 
     load = Workload(10**11, topologies.grid(100_000))
     with pytest.raises(
         PlanError, match=r"over the 140 s that a task may; 568 shards, which would do, are 902552 "
     ) as caught:
-        planner.choose(load, arm(192))
+        shard_count.choose(load, arm(192))
     fewer = int(str(caught.value).split()[-4])
-    projection, _ = planner.choose(Workload(10**11, topologies.grid(fewer)), arm(192))
+    projection, _ = shard_count.choose(Workload(10**11, topologies.grid(fewer)), arm(192))
     assert 0.8 * large_rounds.MAX_TASKS < projection.tasks <= large_rounds.MAX_TASKS
-    assert planner.frontier(load, arm(192), memories=aws_limits.MEMORIES_MB) == []
+    assert shard_count.frontier(load, arm(192), memories=aws_limits.MEMORIES_MB) == []
 
 
 def test_too_many_shards_and_too_many_groups_are_rejected_with_advice() -> None:
     load = Workload(10**11, topologies.grid(1000))
     with pytest.raises(PlanError, match=r"9000 shards are 153000 tasks, over .* at most 4235 sha"):
-        planner.choose(load, arm(192), shards=9000)
-    assert planner.choose(load, arm(192), shards=4235)[0].tasks <= large_rounds.MAX_TASKS
+        shard_count.choose(load, arm(192), shards=9000)
+    assert shard_count.choose(load, arm(192), shards=4235)[0].tasks <= large_rounds.MAX_TASKS
 
     pairs = Workload(10**6, topologies.grid(100_000, (2,)))
     with pytest.raises(PlanError, match=r"1 shards are \d+ tasks, .*; average at most") as caught:
-        planner.choose(pairs, arm(192))
+        shard_count.choose(pairs, arm(192))
     fewer = int(str(caught.value).split()[-4])
     pairs = Workload(10**6, topologies.grid(fewer, (2,)))
-    assert planner.choose(pairs, arm(192))[0].tasks > 0.8 * large_rounds.MAX_TASKS
+    assert shard_count.choose(pairs, arm(192))[0].tasks > 0.8 * large_rounds.MAX_TASKS
 
 
 def test_rejects_a_budget_nothing_meets() -> None:
     with pytest.raises(PlanError, match=r"no M aggregates within 0.1 s: the fastest, M=\d+"):
-        planner.choose(one_level(10**9, 20), arm(512), time_budget=0.1)
+        shard_count.choose(one_level(10**9, 20), arm(512), time_budget=0.1)
 
 
 def test_rejects_parts_beyond_s3s_largest() -> None:
     with pytest.raises(PlanError, match=r"takes at least 2 shards, since S3 .*; ask for that many"):
-        planner.choose(one_level(6 * GIB, 1), arm(1769), shards=1)
+        shard_count.choose(one_level(6 * GIB, 1), arm(1769), shards=1)
     with pytest.raises(PlanError, match="a round takes at most 10000"):
-        planner.choose(one_level(60 * 1024 * GIB, 1), arm(1769))
+        shard_count.choose(one_level(60 * 1024 * GIB, 1), arm(1769))
 
 
 def test_applying_reads_and_writes_model_and_state_besides() -> None:
@@ -254,29 +254,29 @@ def test_applying_reads_and_writes_model_and_state_besides() -> None:
 
 def test_a_state_wider_than_the_model_decides_the_fewest_shards() -> None:
     wide = one_level(2 * GIB, 4, sums_bytes=16 * GIB, applied=1)
-    projection, _ = planner.choose(wide, arm(128))
+    projection, _ = shard_count.choose(wide, arm(128))
     assert projection.shards >= 4
     with pytest.raises(PlanError, match="whose optimizer's state has 17179869184"):
-        planner.choose(wide, arm(128), shards=3)
+        shard_count.choose(wide, arm(128), shards=3)
 
 
 def test_rejects_trees_beyond_s3s_largest_object() -> None:
     with pytest.raises(
         PlanError, match=r"6442450944 bytes takes at least 2 shards.* 5368709120 .*; take grid"
     ):
-        planner.choose(tree(6 * GIB, 20), arm(3008))
+        shard_count.choose(tree(6 * GIB, 20), arm(3008))
     # Bytes are summed in float64: partial sums of eight times the size.
     wide = tree(GIB, 20, sums_bytes=8 * GIB)
     with pytest.raises(PlanError, match=r"whose partial sums have 8589934592, takes at least 2 "):
-        planner.choose(wide, arm(3008))
-    assert planner.choose(replace(wide, levels=((4,),)), arm(3008))[0].tasks == 1
+        shard_count.choose(wide, arm(3008))
+    assert shard_count.choose(replace(wide, levels=((4,),)), arm(3008))[0].tasks == 1
 
 
 def test_partial_sums_of_a_grid_stay_within_s3s_largest_object() -> None:
     load = Workload(2 * GIB, ((2, 2), (2,)), sums_bytes=16 * GIB)
-    projection, _ = planner.choose(load, arm(3008), time_budget=math.inf)
+    projection, _ = shard_count.choose(load, arm(3008), time_budget=math.inf)
     assert projection.shards >= 4
-    for p in planner.frontier(load, arm(3008), memories=[3008]):
+    for p in shard_count.frontier(load, arm(3008), memories=[3008]):
         assert p.shards >= 4
 
 
@@ -290,14 +290,14 @@ def test_memory_projection_is_its_arithmetic() -> None:
 
 def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     # A MiB of four inputs; a third of it is 341 KiB, five times 64; a sixth 170, twice 64.
-    assert [sharding.block_bytes(4, depth) for depth in (1, 2, 3, 6)] == [
+    assert [buffer_sizes.block_bytes(4, depth) for depth in (1, 2, 3, 6)] == [
         MIB,
         MIB // 2,
         5 * 64 * 1024,
         2 * 64 * 1024,
     ]
     # Never less than 64 KiB: of 64 inputs each has 160 KiB, two times 64.
-    assert [sharding.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
+    assert [buffer_sizes.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
     alone, nested = (memory_projection.project_memory(4, depth=depth) for depth in (1, 3))
     assert alone - nested == pytest.approx(8 * 1 - 8 * 3 * 0.3125)
 
@@ -322,11 +322,11 @@ def test_too_little_memory_is_rejected_with_both_numbers() -> None:
         PlanError,
         match=rf"needs {math.ceil(needed)} MB and has 128; deploy with AggregatorMemory=\d+",
     ) as caught:
-        planner.choose(load, arm(128))
+        shard_count.choose(load, arm(128))
     enough = int(str(caught.value).rpartition("=")[2])
     assert needed <= enough < needed + 64
     assert enough % 64 == 0
-    assert planner.choose(load, arm(enough))[0].needed_mb == needed
+    assert shard_count.choose(load, arm(enough))[0].needed_mb == needed
 
 
 @pytest.mark.parametrize(
@@ -346,13 +346,13 @@ def test_waves_are_counted_level_by_level() -> None:
     load = Workload(GIB, ((2,) * 10, (3, 3, 4)))
     aggregator = arm(512, concurrency=4)
     below, above = (aggregator.task_seconds(n * GIB) for n in (2, 4))
-    around = speeds.ROUND_OVERHEAD_SECONDS + speeds.LEVEL_OVERHEAD_SECONDS
+    around = assumed_speeds.ROUND_OVERHEAD_SECONDS + assumed_speeds.LEVEL_OVERHEAD_SECONDS
     projection = project(load, 1, aggregator)
     assert projection.seconds == pytest.approx(3 * below + above + around)
 
 
 def test_frontier_trades_seconds_for_dollars() -> None:
-    frontier = planner.frontier(one_level(512 * MIB, 20), arm(128), memories=[256, 512, 1769])
+    frontier = shard_count.frontier(one_level(512 * MIB, 20), arm(128), memories=[256, 512, 1769])
     seconds = [p.seconds for p in frontier]
     dollars = [p.total_dollars for p in frontier]
     assert seconds == sorted(seconds)
@@ -363,12 +363,12 @@ def test_frontier_trades_seconds_for_dollars() -> None:
 def test_frontier_offers_nothing_that_cannot_be_planned() -> None:
     # Where each task pays an execution of its own and nothing bursts, fewer are always cheaper.
     plain = arm(1769, bandwidth=Bandwidth("75 MiB/s", 75 * MIB), concurrency=1)
-    frontier = planner.frontier(one_level(6 * GIB, 1), plain, memories=[1769])
+    frontier = shard_count.frontier(one_level(6 * GIB, 1), plain, memories=[1769])
     # But one part of 6 GiB is none of S3's.
     assert frontier[-1].shards == 2
     large = Workload(GIB, ((4,),), plan_bytes=200 * MIB)
     assert 1664 < memory_projection.needed_memory(large) < 1769
-    found = planner.frontier(large, arm(128), memories=[1664, 3008])
+    found = shard_count.frontier(large, arm(128), memories=[1664, 3008])
     assert {p.memory_mb for p in found} == {3008}
 
 
@@ -447,7 +447,7 @@ def test_levels_by_hand() -> None:
     leaf, last, root = (0.2 + mib / 10 for mib in (3 * 50, 50, 3 * 100))
     assert projection.task_seconds == pytest.approx(root)
     assert projection.seconds == pytest.approx(
-        leaf + root + speeds.ROUND_OVERHEAD_SECONDS + speeds.LEVEL_OVERHEAD_SECONDS
+        leaf + root + assumed_speeds.ROUND_OVERHEAD_SECONDS + assumed_speeds.LEVEL_OVERHEAD_SECONDS
     )
     assert projection.tasks == 2 * (3 + 1)
     assert projection.gb_seconds == pytest.approx(2 * (2 * leaf + last + root) * 1769 / 1024)
@@ -499,7 +499,7 @@ def test_pass_that_measures_is_counted() -> None:
     assert twice.requests.puts - once.requests.puts == 8
     # At a whole processor, the network decides how long each pass takes.
     assert twice.seconds - once.seconds == pytest.approx(
-        once.task_seconds + speeds.REPLAN_OVERHEAD_SECONDS, rel=0.5
+        once.task_seconds + assumed_speeds.REPLAN_OVERHEAD_SECONDS, rel=0.5
     )
     assert 1.8 * once.bill.lambda_ < twice.bill.lambda_ < 3 * once.bill.lambda_
     assert twice.bill.step_functions > once.bill.step_functions
@@ -508,17 +508,17 @@ def test_pass_that_measures_is_counted() -> None:
 def test_measuring_takes_processor_time_in_proportion_to_the_elements() -> None:
     aggregator = LambdaConfig(192, "arm64")
     processor = 192 / aws_limits.MB_PER_VCPU
-    begin = speeds.TASK_START_SECONDS + aggregator.bandwidth.latency_seconds
+    begin = assumed_speeds.TASK_START_SECONDS + aggregator.bandwidth.latency_seconds
     for nbytes in (1000, GIB):
         load = Workload(nbytes, ((20,),), widening=1)
         once, twice = (
             project(replace(load, measures=measures), 8, aggregator) for measures in (False, True)
         )
         gb = 20 * nbytes / 8 / 1e9
-        cpu_seconds = speeds.ROWS_CPU_SECONDS_PER_GB * gb
+        cpu_seconds = assumed_speeds.ROWS_CPU_SECONDS_PER_GB * gb
         network_seconds = aggregator.bandwidth.seconds(gb * 1e9)
         expected = begin + max(network_seconds, cpu_seconds / processor)
-        measuring = twice.seconds - once.seconds - speeds.REPLAN_OVERHEAD_SECONDS
+        measuring = twice.seconds - once.seconds - assumed_speeds.REPLAN_OVERHEAD_SECONDS
         assert measuring == pytest.approx(expected, rel=0.01), nbytes
 
 
@@ -527,15 +527,15 @@ def test_memory_that_is_short_by_a_fraction_is_said_to_be_short() -> None:
     needed = memory_projection.needed_memory(load)
     memory_mb = math.floor(needed)
     with pytest.raises(PlanError, match=f"needs {memory_mb + 1} MB and has {memory_mb};"):
-        planner.choose(load, arm(memory_mb))
+        shard_count.choose(load, arm(memory_mb))
 
 
 def test_rule_that_holds_all_inputs_is_refused_with_the_memory_that_it_takes() -> None:
     load = Workload(GIB, ((64,),), widening=8, holds_all=True, measures=True)
     needed = memory_projection.needed_memory(load)
     with pytest.raises(PlanError, match=rf"needs {math.ceil(needed)} MB and has 128; deploy with"):
-        planner.choose(load, LambdaConfig(128, "arm64"))
-    assert planner.choose(load, LambdaConfig(256, "arm64"))[0].needed_mb == needed
+        shard_count.choose(load, LambdaConfig(128, "arm64"))
+    assert shard_count.choose(load, LambdaConfig(256, "arm64"))[0].needed_mb == needed
     # Rows of 64 KiB of each input, in F32.
     slim = memory_projection.needed_memory(replace(load, widening=1, measures=False))
     plain = memory_projection.needed_memory(Workload(GIB, ((64,),)))

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gradshard_core.costs import speeds
+from gradshard_core.costs import assumed_speeds
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class Bandwidth:
 
 BURST: Final = Bandwidth(
     "burst",
-    speeds.SUSTAINED_BYTES_PER_SECOND,
-    burst_bytes=speeds.BURST_BYTES,
-    burst_bytes_per_second=speeds.BURST_BYTES_PER_SECOND,
+    assumed_speeds.SUSTAINED_BYTES_PER_SECOND,
+    burst_bytes=assumed_speeds.BURST_BYTES,
+    burst_bytes_per_second=assumed_speeds.BURST_BYTES_PER_SECOND,
 )
 """The planner's: sustained after a burst."""

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from gradshard.utils.parallel import run_parallel
 from gradshard.utils.text import pluralize
-from gradshard.verification.masked_claim import NOT_PROVED, read_masking
+from gradshard.verification.masked_round_claim import NOT_PROVED, read_masking
 from gradshard.verification.round_provenance import NamedContributor, StatedRound
 from gradshard_core.aggregation.addition_order import format_order
 from gradshard_core.aggregation.arithmetic import STEPS
@@ -38,10 +38,11 @@ from gradshard_core.formats.keys import (
     base_version,
     sender_of,
 )
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout
 from gradshard_core.formats.masked_updates import Share, masked_layout
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
+from gradshard_core.planning.client_weights import weights_of
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges
-from gradshard_core.planning.outputs import NextModel
+from gradshard_core.planning.output_objects import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
     Computation,
@@ -51,7 +52,6 @@ from gradshard_core.planning.plan_parts import (
     PlannedLayerWeights,
     PlannedLayout,
 )
-from gradshard_core.planning.weighing import weights_of
 from gradshard_core.records import model_registry
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.model_registry import Version

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL, MEASURED, STEPS, shares_of
-from gradshard_core.aggregation.ring_sum import ADDED
+from gradshard_core.aggregation.masked_sum import ADDED
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.specs.inbox_spec import InboxSpec
 from gradshard_core.specs.masking_options import MASKED

@@ -8,7 +8,7 @@ from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
-from gradshard_core.formats.layout import PREFIX_BYTES, Layout
+from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 
 IN_PLAN_BYTES: Final = 64 * 1024
 """A header of up to this size is in the plan: an object of its own is a request more."""

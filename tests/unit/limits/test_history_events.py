@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import execution_history
+from gradshard_core.limits import history_events
 from gradshard_core.limits.own_limits import MAX_CLIENTS
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds import end_of_wait
+from gradshard_core.rounds import resume_round
 from gradshard_core.rounds.waiting_record import Seen
 from tests.unit.in_memory import OPENED, Machine
 
@@ -60,18 +60,17 @@ def test_the_longest_history_is_below_step_functions_quota() -> None:
     ends = ("RoundForgotten", "AbortRound", "HasAborted", "Failed", "Done")
     end = 2 + sum(events(STATES[name]) for name in ends)
     attempts = max(
-        execution_history.most_attempts(levels) * turn(levels)
-        for levels in range(1, MOST_LEVELS + 1)
+        history_events.most_attempts(levels) * turn(levels) for levels in range(1, MOST_LEVELS + 1)
     )
-    most = execution_history.MAX_STAGES * stage + attempts + end
-    assert 10_000 < most < execution_history.MAX_EVENTS
+    most = history_events.MAX_STAGES * stage + attempts + end
+    assert 10_000 < most < history_events.MAX_EVENTS
 
 
 @pytest.mark.parametrize("groups", [1, 2, 47, 48, 49, 64, 700, 2048])
 def test_groups_that_come_one_after_the_other_make_a_bounded_number_of_waves(groups: int) -> None:
-    size = execution_history.stage_size(groups)
-    assert size == 1 or groups > execution_history.STAGES
-    assert -(-groups // size) <= execution_history.STAGES < execution_history.MAX_STAGES
+    size = history_events.stage_size(groups)
+    assert size == 1 or groups > history_events.STAGES
+    assert -(-groups // size) <= history_events.STAGES < history_events.MAX_STAGES
 
 
 def eager(machine: Machine, clients: int) -> list[str]:
@@ -90,7 +89,7 @@ def eager(machine: Machine, clients: int) -> list[str]:
 def is_due(machine: Machine) -> bool:
     opened = read_spec(machine.store, machine.keys)
     assert opened is not None
-    return end_of_wait._is_due(machine.store, machine.keys, opened[0], "", Seen())
+    return resume_round._is_due(machine.store, machine.keys, opened[0], "", Seen())
 
 
 @pytest.mark.slow
@@ -107,7 +106,7 @@ def test_an_eager_round_of_many_groups_is_planned_in_stages_of_several_groups(
             outcome = machine.step("finalize_round")
     # Stages of three groups, and the hundredth alone.
     assert planned == [*range(6, 199, 6), 200]
-    assert len(planned) <= execution_history.STAGES
+    assert len(planned) <= history_events.STAGES
     assert outcome == {"status": "completed"}
     assert machine.store.get_json(machine.keys.plan)["stage"] == len(planned)
 
@@ -116,7 +115,7 @@ def test_an_eager_round_that_is_resumed_for_ever_fails_and_says_so(machine: Mach
     names = eager(machine, 6)
     for name in names[:2]:
         machine.submit(name, {"w": np.ones(1, "f4")})
-    for _ in range(execution_history.MAX_STAGES):
+    for _ in range(history_events.MAX_STAGES):
         machine.plan(OPENED)
     with pytest.raises(PlanError, match=r"'r' was resumed 64 times, and 2 groups are .* awaited"):
         machine.plan(OPENED)
@@ -128,7 +127,7 @@ def test_clients_rejected_one_after_the_other_end_the_round_with_a_cause(machine
     for name in names:
         machine.submit(name, {"w": np.ones(1, "f4")})
     outcome: dict[str, Any] = OPENED
-    for attempt in range(execution_history.most_attempts(1)):
+    for attempt in range(history_events.most_attempts(1)):
         machine.plan(outcome)
         # As if each attempt had found one more.
         found = [{"client": names[attempt], "reason": "its tensor 'w' holds a NaN", "etag": "e"}]

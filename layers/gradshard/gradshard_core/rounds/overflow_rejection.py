@@ -29,8 +29,8 @@ from gradshard_core.errors import ChangedObjectError, PlanError
 from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES, DType
 from gradshard_core.formats.keys import ObjectVersion
-from gradshard_core.formats.layout import Layout, shorten
-from gradshard_core.planning.outputs import NextModel
+from gradshard_core.formats.tensor_layout import Layout, shorten
+from gradshard_core.planning.output_objects import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Rejection, Task
 from gradshard_core.s3.range_streams import RangeStream

@@ -4,12 +4,17 @@ Each patch says what AWS does and what MiniStack 1.5.33 does instead. Remove a p
 does the same. The modules ``engine_*_patches`` have them, by service.
 """
 
-from gradshard.local_engine import patches_iam, patches_lambda, patches_s3, patches_step_functions
+from gradshard.local_engine import (
+    ministack_iam,
+    ministack_lambda,
+    ministack_s3,
+    ministack_step_functions,
+)
 
 
 def apply() -> None:
     """Apply all patches, in a process that is an engine."""
-    patches_lambda.apply()
-    patches_iam.apply()
-    patches_s3.apply()
-    patches_step_functions.apply()
+    ministack_lambda.apply()
+    ministack_iam.apply()
+    ministack_s3.apply()
+    ministack_step_functions.apply()

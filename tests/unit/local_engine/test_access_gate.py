@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.local_engine.gate import Gate, OperatingSystemError
+from gradshard.local_engine.access_gate import Gate, OperatingSystemError
 from gradshard_core.s3.sigv4 import Credentials
 
 SCOPE = {
