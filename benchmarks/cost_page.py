@@ -133,23 +133,22 @@ def _discount() -> float:
     return 1 - prices["arm64"] / prices["x86_64"]
 
 
-SHOWN_BUDGETS: Final = (120.0, 60.0, 15.0, 5.0)
+SHOWN_BUDGETS: Final = (120.0, 60.0, 30.0, 15.0, 5.0)
 
 
 def _budget_section() -> str:
-    models = (published_figures.VGG16, published_figures.SYNTHETIC_5GB)
-    columns = [claims.budgets(model, BURST) for model in models]
+    model = published_figures.SYNTHETIC_5GB
     rows = [
-        (f"{budgets[0].time_budget:g} s", *(_choice(budget.choice) for budget in budgets))
-        for budgets in zip(*columns, strict=True)
-        if budgets[0].time_budget in SHOWN_BUDGETS
+        (f"{budget.time_budget:g} s", *_choice(budget.choice))
+        for budget in claims.budgets(model, BURST)
+        if budget.time_budget in SHOWN_BUDGETS
     ]
     return f"""
 ## What a time budget costs
 
-The total with the cheapest memory and M within the budget; arm64, *burst*:
+The total for {model.name} with the cheapest memory and M within the budget; arm64, *burst*:
 
-{format_table(("time budget", *(model.name for model in models)), rows)}
+{format_table(("time budget", "total", "M", "MB", "seconds"), rows)}
 """
 
 
@@ -168,8 +167,7 @@ For the models above:
 
 - With *burst*, tasks of {DEFAULT_MEMORY_MB} MB instead of {small.memory_mb} MB change the total
   by about {_most(_dollars, small, default):.0f} %, and save up to
-  {_most(_seconds, small, default):.0f} % of the time.
-- Rounds of half a minute instead of a minute cost up to
+  {_most(_seconds, small, default):.0f} % of the time. Rounds of half a minute cost up to
   {_most(_dollars, default, half):.0f} % more.
 - On a slow network, {DEFAULT_MEMORY_MB} MB save no time and cost up to
   {_most(_dollars, *slow):.0f} % more: for 5 GB ${dearest[1]:.2f} instead of ${dearest[0]:.2f}. If
@@ -196,15 +194,17 @@ def _seconds(estimate: Estimate) -> float:
 
 
 def _dollars_and_seconds(choice: Estimate | Projection) -> str:
-    return f"${1000 * choice.bill.total:.2f}: M={choice.shards}, {choice.seconds:.1f} s"
+    return f"${1000 * choice.bill.total:.2f}, {choice.seconds:.0f} s"
 
 
-def _choice(choice: Estimate | None) -> str:
+def _choice(choice: Estimate | None) -> tuple[str, str, str, str]:
     if choice is None:
-        return "–"
+        return ("–", "–", "–", "–")
     return (
-        f"${1000 * choice.bill.total:.2f}: M={choice.shards}, {choice.memory_mb} MB, "
-        f"{choice.seconds:.1f} s"
+        f"{1000 * choice.bill.total:.2f}",
+        str(choice.shards),
+        str(choice.memory_mb),
+        f"{choice.seconds:.0f}",
     )
 
 
