@@ -6,7 +6,9 @@ docs/formats.md has the fields that all manifests have. These are further ones:
   ``codec_error``. ``weight`` is null in robust, private and masked rounds and those of partial
   updates, and ``samples`` in masked rounds.
 - ``codecs``: for each codec the number of ``updates`` and their ``nbytes``.
-- ``left_out``, ``measuring``: the clients that a robust rule left out, and what else it decided.
+- ``left_out``: the clients that a robust rule left out. ``measuring``: the ``rule``, the key of its
+  ``decision``, the number of ``measured`` updates, the ``clipped`` clients, the ``sample``, and
+  under rules that decide by layer ``left_out_by_layer``.
 - ``privacy``, of private rounds: the settings of ``dp``, ``clients``, ``deviation`` of the noise,
   ``step`` of its grid, ``cost``, and ``spent`` by the model so far; with an adaptive clip ``whole``
   (updates that were not clipped, with noise) and ``next_clip``.
