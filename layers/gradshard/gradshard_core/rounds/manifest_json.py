@@ -1,7 +1,13 @@
 """The JSON of a round's manifest: what it says of a completed and of a failed round.
 
-docs/formats.md has the fields that all manifests have. These are further ones:
+docs/formats.md has the fields that most readers need. These are further ones:
 
+- ``rule``, ``topology``, ``order``, ``weights``, ``groups`` (sizes, level by level), and ``shards``
+  (M): as planned; ``notes``: what differs from the request.
+- ``tasks``: for each task its level, byte range, seconds, memory and traffic; ``totals``: their
+  sums, or maxima.
+- ``projected``: for AWS: ``needed_mb``, ``task_seconds``, ``seconds``, ``dollars`` by kind of
+  charge, and their ``total``.
 - ``contributors`` also has ``staleness``, 0 except in buffered trainings, ``codec`` and
   ``codec_error``. ``weight`` is null in robust, private and masked rounds and those of partial
   updates, and ``samples`` in masked rounds.
