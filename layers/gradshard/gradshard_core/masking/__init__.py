@@ -9,9 +9,9 @@ in turn, its length in 8 bytes, most significant first, and its UTF-8. hex is he
 case. JSON is in ASCII, with sorted names, without spaces, and with numbers as Python writes them
 (``4.0``, ``1e-05``).
 
-**Terms.** ``spec.json`` of the round has ``clients``, the roster; ``min_clients``; and in
-``masked``: ``keeper``, its public key in hex; ``bound``, C; ``bits``, b; ``ring_bits``, k, which is
-32 or 64; ``max_samples``, n⁺; and ``dp`` if there is noise. A ticket has ``masked`` with these
+**Terms.** ``spec`` in ``spec.json`` of the round has ``clients``, the roster; ``min_clients``; and
+in ``masked``: ``keeper``, its public key in hex; ``bound``, C; ``bits``, b; ``ring_bits``, k, which
+is 32 or 64; ``max_samples``, n⁺; and ``dp`` if there is noise. A ticket has ``masked`` with these
 ``terms``, ``min_clients``, ``roster`` (the h below) and ``clients``, the number of ids.
 
 The *step* is the least power of two in which C has at most 2ᵇ⁻¹ - 1 steps. With N clients on the
