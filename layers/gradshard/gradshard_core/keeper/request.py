@@ -10,7 +10,7 @@
   JSON, with sorted names and without spaces, in hexadecimal; ``reason``; and ``bad``, an object
   with the reason for each client without whom the keeper may be asked again.
 
-**With noise**, the answer is Σmᵢ + v. v is the noise of :mod:`gradshard_core.aggregation.noise`
+**With noise**, the answer is Σmᵢ + v. v is the noise of :mod:`gradshard_core.privacy.noise`
 with t terms, and 0 for the counts. Its key is SHA-256("gradshard noise 1" ‖ seeds), with the
 contributors' seeds in the order of their ids.
 """
