@@ -1,4 +1,4 @@
-"""Masked rounds, written from the protocol's description in docs/masked-protocol.md alone.
+"""Masked rounds, written from the description in the docstring of gradshard_core.masking alone.
 
 Whole numbers of any size and fractions stand for the ring, and each block of a key stream is one
 call of AES. Only HPKE is a library's, as the project's own is.

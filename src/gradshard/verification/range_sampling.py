@@ -1,7 +1,8 @@
 """Choose byte ranges of a result at random, and say how likely they are to show an error.
 
 A layout is cut into *ranges* of nearly equal size. A sample is drawn uniformly and without
-replacement, so the number of wrong ranges in it is hypergeometric.
+replacement, so the number of wrong ranges in it is hypergeometric: if k of R ranges are wrong, n
+draws find one of them with the probability 1 - C(R - k, n) / C(R, n).
 """
 
 import math

@@ -7,6 +7,7 @@
 ``answers/ROUND.json``  the record of a decision, written once and kept; it has no seed
 ``given/ROUND.json``   that the answer was given, and when
 ``work/ROUND.json``    what the tasks of an answer read; deleted with the answer
+``refusals/ROUND/SHA256.json``  what was refused, and why
 ``seeds/SHA256.json``  the round in which a seed was summed, kept
 =====================  =========================================================================
 """

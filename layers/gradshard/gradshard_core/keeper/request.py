@@ -1,4 +1,19 @@
-"""An aggregator's request to its mask keeper, and the keeper's refusal."""
+"""An aggregator's request to its mask keeper, and the keeper's answer or refusal: JSON and keys.
+
+- ``requests/ROUND.json`` in the keeper's bucket: ``protocol``, "gradshard masked round 1";
+  ``round``; ``clients``, ``min_clients`` and ``encoding``, the terms with which seeds are sealed
+  (:mod:`gradshard_core.masking`); ``contributors``, a list of ``client``, ``sealed_seed`` and
+  ``signature``. The aggregator writes it.
+- ``rounds/ROUND/keeper/masks`` in the aggregator's bucket: the sum of the masks, elements of the
+  ring, least significant byte first; the last one is for the counts.
+- ``rounds/ROUND/keeper/refusal.json`` there, instead: ``request``, the SHA-256 of the request as
+  JSON, with sorted names and without spaces, in hexadecimal; ``reason``; and ``bad``, an object
+  with the reason for each client without whom the keeper may be asked again.
+
+**With noise**, the answer is Σmᵢ + v. v is the noise of :mod:`gradshard_core.privacy.noise`
+with t terms, and 0 for the counts. Its key is SHA-256("gradshard noise 1" ‖ seeds), with the
+contributors' seeds in the order of their ids.
+"""
 
 import hashlib
 import json

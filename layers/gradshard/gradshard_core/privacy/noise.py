@@ -1,7 +1,8 @@
 """Discrete Gaussian noise from a key: any range of its elements can be made, by any task.
 
 The noise of element n is a function of the key and of n. A task that runs again adds the same
-noise, and the number of shards changes nothing.
+noise, and the number of shards changes nothing. Samples are whole numbers, so attacks on the low
+bits of floating-point noise (Mironov 2012, https://doi.org/10.1145/2382196.2382264) do not apply.
 
 **The distribution** is the discrete Gaussian of Canonne, Kamath and Steinke 2020
 (https://arxiv.org/abs/2004.00010): P(x) ∝ exp(-x² / 2σ²) on the integers. A sample is

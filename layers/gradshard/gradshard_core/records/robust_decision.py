@@ -1,4 +1,9 @@
-"""A robust rule's decision: what was measured of each update, and what the rule made of it."""
+"""A robust rule's decision: what was measured of each update, and what the rule made of it.
+
+``decisions/ATTEMPT.json`` has the ``rule`` with its settings, ``score`` (what scores mean),
+``bound``, ``sample``, the sum of the ``weights``, and for each of ``clients`` its ``norm``,
+``score``, ``weight`` and, if the rule clips, ``full_weight``.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

@@ -3,6 +3,16 @@
 It has the training's state without the other clients, the ticket of the round to which the client
 is invited, and URLs with which the holder reads the notice and asks for it again. They are signed
 with a function's credentials, which end after some hours.
+
+- ``trainings/TRAINING/notices/CLIENT.notice`` is JSON: ``notice``, the format's version;
+  ``client``; ``poll_interval``, in seconds; ``updates``, "models" or "deltas"; ``state``, as in
+  ``state.json``; ``ticket``, of the round; ``urls``, newer ones; ``signed_at``. The last four are
+  null or empty until a function has written it.
+- ``trainings/TRAINING/renewals/CLIENT.renewal``: an empty PUT (``Content-Length: 0``, which is
+  signed) asks for a new notice.
+- The file of a training's ticket is JSON: ``training_ticket``, the format's version; ``training``;
+  ``client``; ``expires_at``; and ``urls``, newest first, a list of ``notice`` for a GET and
+  ``renewal`` for that PUT.
 """
 
 import math

@@ -1,4 +1,29 @@
-"""The JSON of a round's manifest: what it says of a completed and of a failed round."""
+"""The JSON of a round's manifest: what it says of a completed and of a failed round.
+
+docs/formats.md has the fields that most readers need. These are further ones:
+
+- ``rule``, ``topology``, ``order``, ``weights``, ``groups`` (sizes, level by level), and ``shards``
+  (M): as planned; ``notes``: what differs from the request.
+- ``tasks``: for each task its level, byte range, seconds, memory and traffic; ``totals``: their
+  sums, or maxima.
+- ``projected``: for AWS: ``needed_mb``, ``task_seconds``, ``seconds``, ``dollars`` by kind of
+  charge, and their ``total``.
+- ``contributors`` also has ``staleness``, 0 except in buffered trainings, ``codec`` and
+  ``codec_error``. ``weight`` is null in robust, private and masked rounds and those of partial
+  updates, and ``samples`` in masked rounds.
+- ``codecs``: for each codec the number of ``updates`` and their ``nbytes``.
+- ``left_out``: the clients that a robust rule left out. ``measuring``: the ``rule``, the key of its
+  ``decision``, the number of ``measured`` updates, the ``clipped`` clients, the ``sample``, and
+  under rules that decide by layer ``left_out_by_layer``.
+- ``privacy``, of private rounds: the settings of ``dp``, ``clients``, ``deviation`` of the noise,
+  ``step`` of its grid, ``cost``, and ``spent`` by the model so far; with an adaptive clip ``whole``
+  (updates that were not clipped, with noise) and ``next_clip``.
+- ``layers``, of partial updates: each layer's ``name``, ``p``, and ``weights`` by client;
+  ``expected``: the expected clients.
+- ``masked``: the terms of a masked round; ``samples``: how many all contributors have together;
+  ``masks``: the version of the keeper's answer.
+- ``attempts``: how often the round was planned.
+"""
 
 import math
 from datetime import UTC, datetime
