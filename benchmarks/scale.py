@@ -12,7 +12,7 @@ from benchmarks.rows.round import report_of
 from benchmarks.servers import BUCKET, Server, aws_environment
 from gradshard_core.aggregation import topologies
 from gradshard_core.costs import assumed_speeds, memory_projection
-from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.lambda_config import MEMORIES_MB, LambdaConfig
 from gradshard_core.costs.round_projection import Projection
 from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
@@ -59,7 +59,7 @@ def _plan(gigabytes: int, clients: int, report_seconds: float) -> Json:
     )
     row: Json = {"gigabytes": gigabytes, "clients": clients, "topology": name}
     planned: list[Json] = []
-    for memory_mb in aws_limits.MEMORIES_MB:
+    for memory_mb in MEMORIES_MB:
         aggregator = LambdaConfig(memory_mb, "arm64")
         try:
             projection, _ = shard_count.choose(load, aggregator)
@@ -107,7 +107,7 @@ def _over(
         # A connection per input, one to upload, and the process's own few.
         ("descriptors", load.fan_in + 16, MAX_DESCRIPTORS),
         ("task seconds", projection.task_seconds, min(MAX_SECONDS, aws_limits.MAX_TASK_SECONDS)),
-        ("memory", projection.needed_mb, min(projection.memory_mb, aws_limits.MEMORIES_MB[-1])),
+        ("memory", projection.needed_mb, min(projection.memory_mb, MEMORIES_MB[-1])),
         (
             "finalizing seconds",
             projection.tasks

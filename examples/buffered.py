@@ -21,7 +21,7 @@ from attacks import InMemory
 from gradshard_core.aggregation.kernel import Addition, Source, WeightedRange, aggregate
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.tensor_layout import Layout
-from gradshard_core.specs.inbox_spec import InboxSpec
+from gradshard_core.stragglers.staleness import staleness_discount
 from stragglers import data, network, program
 from stragglers.curves import Curve, Floats, Panel
 
@@ -149,7 +149,7 @@ class Buffer:
     def __init__(self, federation: Federation, size: int) -> None:
         self._federation, self._size = federation, size
         self._bound = federation.given.max_staleness
-        self._inbox = InboxSpec("t", 1, federation.given.staleness_exponent)
+        self._exponent = federation.given.staleness_exponent
         self._waiting: list[Sent] = []
         self._taken: dict[int, int] = {}
         self._idle: list[int] = []
@@ -201,7 +201,9 @@ class Buffer:
         chosen = sorted(self._taken.items())
         total = sum(federation.samples(client) for client, _ in chosen)
         weights = [
-            federation.samples(client) / total * self._inbox.discount(newest - version)
+            federation.samples(client)
+            / total
+            * staleness_discount(newest - version, self._exponent)
             for client, version in chosen
         ]
         federation.apply([federation.change(*sent) for sent in chosen], weights, now)

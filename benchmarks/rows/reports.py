@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.rows.measure import Requests, Work, measure
-from gradshard_core.costs.large_rounds import REPORT_READERS
+from gradshard_core.costs.large_round_limits import REPORT_READERS
 from gradshard_core.s3.task_client import TaskS3Client
 
 

@@ -37,7 +37,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.planning.plan_parts import Rejection
-from gradshard_core.records.ticket_json import signed_lengths
+from gradshard_core.records.ticket_urls import signed_lengths
 from gradshard_core.rounds.arrivals import Update, check_update
 from gradshard_core.rounds.rejections import reject
 from gradshard_core.s3 import retries

@@ -21,8 +21,8 @@ from gradshard.client.keeper_cost import KeeperCost
 from gradshard.deployment.defaults import STACK
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.aggregation.topologies import TOPOLOGIES
-from gradshard_core.costs import aws_prices, large_rounds, memory_projection
-from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, LambdaConfig
+from gradshard_core.costs import aws_prices, large_round_limits, memory_projection
+from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, MEMORIES_MB, LambdaConfig
 from gradshard_core.costs.round_projection import Projection
 from gradshard_core.costs.round_workload import workload_of
 from gradshard_core.costs.workload import Workload
@@ -154,7 +154,7 @@ def plan(
     frontier = shard_count.frontier(
         load,
         aggregator,
-        memories=sorted({*aws_limits.MEMORIES_MB, aggregator.memory_mb}),
+        memories=sorted({*MEMORIES_MB, aggregator.memory_mb}),
         shards=spec.shards,
     )
     keeper = _keeper_of(spec, size, ring_bits, aggregator)
@@ -195,7 +195,7 @@ def _notes(
 ) -> list[str]:
     """Return what the planner's choice leaves open."""
     clients, most_tasks = spec.expected, choice.shards * max(map(len, load.levels))
-    notes = [*large_rounds.notes(clients, most_tasks)]
+    notes = [*large_round_limits.notes(clients, most_tasks)]
     if keeper is not None:
         notes.append(_keeper_note(keeper))
     if spec.compares_layers:

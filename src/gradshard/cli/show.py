@@ -13,10 +13,10 @@ from rich.table import Table
 from gradshard.cli.options import connected, json_option, ticket_option
 from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.ticket import load, named
+from gradshard.client.decision_text import sample_in_words, verdict_on
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.tensor_layout import shorten
-from gradshard_core.records.robust_decision import sample_in_words, verdict_on
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation

@@ -44,7 +44,7 @@ from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
 from gradshard_core.records.plan_and_manifest import piece_reader, read_manifest
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_spec

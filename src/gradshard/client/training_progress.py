@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
+from gradshard_core.aggregation import metric_means
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header, parse_samples
@@ -74,7 +75,7 @@ class ProgressReader:
         with ThreadPoolExecutor(READERS) as pool:
             found = pool.map(lambda client: self._arrival(entries[client]), new)
             self._read |= dict(zip(new, found, strict=True))
-        means = client_metrics.average([(a.samples, a.metrics) for a in self._read.values()])
+        means = metric_means.average([(a.samples, a.metrics) for a in self._read.values()])
         slow = tuple(c for c in self._invited if c not in self._read)
         return RoundProgress(dict(self._read), slow, means)
 

@@ -29,7 +29,7 @@ from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.limits import aws_limits
 from gradshard_core.records import model_registry
-from gradshard_core.records.ticket_json import max_update_bytes, sent_layout
+from gradshard_core.records.ticket_urls import max_update_bytes, sent_layout
 from gradshard_core.specs.masking_options import (
     LEAST_MASKED,
     Agreement,

@@ -5,10 +5,10 @@ from gradshard.papers.estimate import TITLES, Estimate, Setting
 from gradshard_core.aggregation import topologies
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.costs import memory_projection
+from gradshard_core.costs.lambda_config import MEMORIES_MB
 from gradshard_core.costs.round_projection import Projection, project
 from gradshard_core.costs.workload import Workload
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import aws_limits
 from gradshard_core.planning import shard_count
 
 
@@ -30,7 +30,7 @@ def shards(nbytes: int, setting: Setting) -> Estimate:
 def frontier(nbytes: int, setting: Setting) -> list[Estimate]:
     """Return the choices of memory and M that no other beats on both seconds and dollars."""
     load = _load(nbytes, topologies.AUTO, setting)
-    projections = shard_count.frontier(load, setting.aggregator(), memories=aws_limits.MEMORIES_MB)
+    projections = shard_count.frontier(load, setting.aggregator(), memories=MEMORIES_MB)
     return [_estimate("shards", nbytes, projection) for projection in projections]
 
 

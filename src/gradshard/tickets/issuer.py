@@ -21,7 +21,7 @@ from gradshard_core.errors import TicketError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.presigned_urls import add_url
 from gradshard_core.formats.tensor_layout import Layout
-from gradshard_core.records.ticket_json import build_ticket
+from gradshard_core.records.ticket_urls import build_ticket
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.units import MIB
 

@@ -18,7 +18,7 @@ from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.keys import check_id
 from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.formats.tensor_layout import Layout
-from gradshard_core.records.ticket_json import VERSION
+from gradshard_core.records.ticket_urls import VERSION
 from gradshard_core.specs.masking_options import Agreement
 
 

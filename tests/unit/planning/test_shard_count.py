@@ -13,9 +13,14 @@ from hypothesis import strategies as st
 
 from gradshard_core.aggregation import buffer_sizes, sharding, topologies
 from gradshard_core.aggregation.reordered_reads import Disorder
-from gradshard_core.costs import assumed_speeds, client_transfers, large_rounds, memory_projection
+from gradshard_core.costs import (
+    assumed_speeds,
+    client_transfers,
+    large_round_limits,
+    memory_projection,
+)
 from gradshard_core.costs.bandwidth_model import Bandwidth
-from gradshard_core.costs.lambda_config import LambdaConfig
+from gradshard_core.costs.lambda_config import MEMORIES_MB, LambdaConfig
 from gradshard_core.costs.request_counts import Requests
 from gradshard_core.costs.round_projection import Projection, client_requests, project
 from gradshard_core.costs.workload import Workload
@@ -197,10 +202,11 @@ def test_rejects_a_task_that_takes_too_long() -> None:
 
 
 def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
-    reading = large_rounds.MAX_TASKS * assumed_speeds.REQUEST_SECONDS / large_rounds.REPORT_READERS
+    requests = large_round_limits.MAX_TASKS / large_round_limits.REPORT_READERS
+    reading = requests * assumed_speeds.REQUEST_SECONDS
     assert reading <= assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2
     share = assumed_speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU
-    working = large_rounds.MAX_TASKS * assumed_speeds.REPORT_CPU_SECONDS / share
+    working = large_round_limits.MAX_TASKS * assumed_speeds.REPORT_CPU_SECONDS / share
     assert working <= assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2
 
     load = Workload(10**11, topologies.grid(100_000))
@@ -210,22 +216,22 @@ def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
         shard_count.choose(load, arm(192))
     fewer = int(str(caught.value).split()[-4])
     projection, _ = shard_count.choose(Workload(10**11, topologies.grid(fewer)), arm(192))
-    assert 0.8 * large_rounds.MAX_TASKS < projection.tasks <= large_rounds.MAX_TASKS
-    assert shard_count.frontier(load, arm(192), memories=aws_limits.MEMORIES_MB) == []
+    assert 0.8 * large_round_limits.MAX_TASKS < projection.tasks <= large_round_limits.MAX_TASKS
+    assert shard_count.frontier(load, arm(192), memories=MEMORIES_MB) == []
 
 
 def test_too_many_shards_and_too_many_groups_are_rejected_with_advice() -> None:
     load = Workload(10**11, topologies.grid(1000))
     with pytest.raises(PlanError, match=r"9000 shards are 153000 tasks, over .* at most 4235 sha"):
         shard_count.choose(load, arm(192), shards=9000)
-    assert shard_count.choose(load, arm(192), shards=4235)[0].tasks <= large_rounds.MAX_TASKS
+    assert shard_count.choose(load, arm(192), shards=4235)[0].tasks <= large_round_limits.MAX_TASKS
 
     pairs = Workload(10**6, topologies.grid(100_000, (2,)))
     with pytest.raises(PlanError, match=r"1 shards are \d+ tasks, .*; average at most") as caught:
         shard_count.choose(pairs, arm(192))
     fewer = int(str(caught.value).split()[-4])
     pairs = Workload(10**6, topologies.grid(fewer, (2,)))
-    assert shard_count.choose(pairs, arm(192))[0].tasks > 0.8 * large_rounds.MAX_TASKS
+    assert shard_count.choose(pairs, arm(192))[0].tasks > 0.8 * large_round_limits.MAX_TASKS
 
 
 def test_rejects_a_budget_nothing_meets() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from gradshard.cli import show
+from gradshard.client.decision_text import verdict_on
 from gradshard.report.parts.decision import decision_part
 from gradshard.report.parts.part import Detail
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.records.robust_decision import verdict_on
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.in_memory import OPENED, Machine

@@ -19,7 +19,7 @@ import pytest
 from gradshard.client.model import Model
 from gradshard.client.round_status import StatusPoller
 from gradshard_core.aggregation import topologies
-from gradshard_core.costs import large_rounds, request_counts
+from gradshard_core.costs import large_round_limits, request_counts
 from gradshard_core.costs.request_counts import Lists
 from gradshard_core.costs.round_workload import lists_of
 from gradshard_core.errors import (
@@ -55,12 +55,12 @@ PIECE, LISTED, READ_AT_ONCE = 8, 20, 16
 @pytest.fixture(autouse=True)
 def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     # Where a number is from comes last: a module that is imported here would keep the lower one.
-    for module in ("planning.plan_json", "rounds.first_plan", "costs.large_rounds"):
+    for module in ("planning.plan_json", "rounds.first_plan", "costs.large_round_limits"):
         monkeypatch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
     for module in ("rounds.resume_round", "rounds.rejections", "costs.request_counts"):
         # Not more than there are others in a piece.
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
-    for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_rounds"):
+    for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_round_limits"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
     monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.limits.aws_limits.LISTED_ENTRIES", LISTED)
@@ -732,7 +732,7 @@ def test_no_kind_of_request_of_a_training_grows_faster_than_whom_it_invites(
     # The two calls invite twice and close one round, a tenth of whose clients are silent.
     counted = training_cost.of_functions(480)
     assert 0.8 * counted.gets < found[480]["advance_training", "get"] <= counted.gets
-    pieces = large_rounds.pieces(480)
+    pieces = large_round_limits.pieces(480)
     puts = found[480]["advance_training", "put"] + found[480]["advance_training", "list"]
     # Tasks write the metrics; who is invited and who is silent is written twice.
     most = counted.puts - pieces + 2 * pieces + -(-480 // LISTED)
@@ -746,7 +746,7 @@ def test_the_price_counts_the_requests_of_the_functions_around_the_tasks(
     found, plan, lists = largest
     clients = SIZES[-1]
     tasks = [len(level.groups) for level in plan.levels]
-    before = [large_rounds.pieces(clients)]
+    before = [large_round_limits.pieces(clients)]
     if plan.computation.measured is not None:
         before.append(tasks[0])
     counted = request_counts.count_requests(tasks, clients, before=before, lists=lists)

@@ -118,7 +118,7 @@ def test_compressed_updates_are_sampled_as_what_they_decode_to(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.urandom", lambda count: bytes(range(count)))
-    monkeypatch.setattr("gradshard_core.robust.inner_product_sample.LEAST_STRATA", 2)
+    monkeypatch.setattr("gradshard_core.robust.measured_sample.LEAST_STRATA", 2)
     rng = np.random.default_rng(6)
     bodies = {}
     for number, codec in enumerate(["int8", "int4", "topk"]):

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from gradshard_core.costs import large_rounds
+from gradshard_core.costs import large_round_limits
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.plan_and_manifest import read_manifest
 from gradshard_core.rounds import aws_requests
@@ -108,7 +108,7 @@ def test_children_are_as_few_as_their_map_can_hand_back() -> None:
 
     With MapConcurrency=1, each task is a child.
     """
-    assert size([{}] * large_rounds.MAX_TASKS) <= MOST
+    assert size([{}] * large_round_limits.MAX_TASKS) <= MOST
 
 
 # ------------------------------------------------------------------ which rejections a plan heeds

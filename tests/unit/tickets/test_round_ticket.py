@@ -37,7 +37,7 @@ from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, pars
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.limits.aws_limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
-from gradshard_core.records.ticket_json import MAX_LENGTHS, signed_lengths
+from gradshard_core.records.ticket_urls import MAX_LENGTHS, signed_lengths
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.units import MIB

@@ -36,9 +36,9 @@ OPTIONS: dict[str, Any] = {"rounds": 3, "sample": 40, "evaluate_every": 2, "repe
 
 
 def lower_sizes(patch: pytest.MonkeyPatch) -> None:
-    for module in ("planning.plan_json", "rounds.first_plan", "costs.large_rounds"):
+    for module in ("planning.plan_json", "rounds.first_plan", "costs.large_round_limits"):
         patch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
-    for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_rounds"):
+    for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_round_limits"):
         patch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
     patch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
 

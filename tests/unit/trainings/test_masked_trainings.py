@@ -17,7 +17,7 @@ from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.masking import sealing
-from gradshard_core.records.ticket_json import build_ticket, max_update_bytes, sent_layout
+from gradshard_core.records.ticket_urls import build_ticket, max_update_bytes, sent_layout
 from gradshard_core.records.training_state import PAUSED, RUNNING, Invitation, TrainingState
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.specs.training_spec_checks import parse_training_spec

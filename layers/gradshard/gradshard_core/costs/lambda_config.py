@@ -15,6 +15,19 @@ price and needs up to 30 % less time. More memory costs more and saves hardly an
 (docs/cost.md)."""
 
 
+MEMORIES_MB: Final = (
+    aws_limits.MIN_MEMORY_MB,
+    192,
+    256,
+    384,
+    512,
+    1024,
+    aws_limits.MB_PER_VCPU,
+    3008,
+)
+"""Sizes worth comparing, from the smallest to the largest of a new account."""
+
+
 @dataclass(frozen=True)
 class LambdaConfig:
     """The configuration of the functions that tasks run on.

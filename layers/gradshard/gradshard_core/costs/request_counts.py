@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from gradshard_core.costs import large_rounds
+from gradshard_core.costs import large_round_limits
 from gradshard_core.limits import aws_limits
 from gradshard_core.robust.rules import RobustRule
 
@@ -94,10 +94,10 @@ def count_requests(
         The objects of the round besides its plan and its result.
     """
     below = tasks[:-1]
-    recorded = large_rounds.is_recorded(clients)
+    recorded = large_round_limits.is_recorded(clients)
     looks, listings = _looks(clients, lists)
     pages = 1 if recorded else _pages(clients)
-    is_complete = lists.is_named and not large_rounds.is_surveyed(clients)
+    is_complete = lists.is_named and not large_round_limits.is_surveyed(clients)
     counted = Requests(
         # Opening: a look for a client, and whether the call comes late, by plan and manifest. An
         # arrival: the callback with the terms, the update's header, and looks for others. Planning:
@@ -128,14 +128,14 @@ def _recording(clients: int, lists: Lists) -> Requests:
 
     Planning lists the updates once more if clients are expected by number.
     """
-    if not large_rounds.is_recorded(clients):
+    if not large_round_limits.is_recorded(clients):
         return Requests(0, 0)
     return Requests(clients, clients + (0 if lists.is_named else _pages(clients)))
 
 
 def _listed(clients: int, lists: Lists) -> Requests:
     """Count the small functions' requests for ids in pieces, assignments, and a key of noise."""
-    pieces, counted = large_rounds.pieces(clients), Requests(0, 0)
+    pieces, counted = large_round_limits.pieces(clients), Requests(0, 0)
     if lists.ids_in_pieces:
         # Opening: all. An arrival: that of its client. Planning: whether those that have sent are
         # expected, and who is missing.
@@ -153,8 +153,8 @@ def _listed(clients: int, lists: Lists) -> Requests:
 
 def _in_pieces(clients: int, tasks: int) -> Requests:
     """Count the small functions' requests for lists in pieces, and for a survey's records."""
-    contributors, records = large_rounds.pieces(clients), large_rounds.pieces(tasks)
-    surveyed = contributors if large_rounds.is_surveyed(clients) else 0
+    contributors, records = large_round_limits.pieces(clients), large_round_limits.pieces(tasks)
+    surveyed = contributors if large_round_limits.is_surveyed(clients) else 0
     return Requests(
         # Finalizing: the contributors, for the manifest, and of a survey. Planning after a survey:
         # its pieces, and what its tasks have read; they read the headers, and not planning.
@@ -173,10 +173,10 @@ def _replanning(clients: int, before: Sequence[int], models: int, lists: Lists) 
         # found, the manifest, and which version is current. Finalizing: what was found; that nobody
         # was rejected. Planning: plan and tasks.
         counted = counted.plus(Requests((1 + tasks) + 6 + 2 * bool(models), 2 + 2))
-    if len(before) > large_rounds.is_surveyed(clients):
+    if len(before) > large_round_limits.is_surveyed(clients):
         # A pass measures. Finalizing: who was measured. Planning: the contributors, and the
         # decision. Finalizing again: decision and measurement, and all whose weight is shown.
-        pieces = large_rounds.pieces(clients)
+        pieces = large_round_limits.pieces(clients)
         shown = pieces * lists.shows_clipped
         counted = counted.plus(Requests(2 * pieces + 2 + shown, 2 * pieces + 1 + shown))
         # Finalizing the last time: the reasons of those that are left out.
@@ -215,7 +215,7 @@ def _looks(clients: int, lists: Lists) -> tuple[float, float]:
     """
     if not lists.is_named:
         return 0.0, float(clients)
-    if large_rounds.is_recorded(clients):
+    if large_round_limits.is_recorded(clients):
         return looks_apart(clients)
     before = max(0, clients - 1)
     return (before, 1.0) if clients > LOOKS_OF_A_LIST else (before + clients, 0.0)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from gradshard_core.costs import assumed_speeds, large_rounds, round_cost
+from gradshard_core.costs import assumed_speeds, large_round_limits, round_cost
 from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES, client_ranges, download_ranges
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.memory_projection import needed_memory
@@ -107,7 +107,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         + assumed_speeds.ROUND_OVERHEAD_SECONDS
         + assumed_speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
         + assumed_speeds.REPLAN_OVERHEAD_SECONDS * len(measuring)
-        + large_rounds.control_seconds(
+        + large_round_limits.control_seconds(
             load.contributors, measures=load.measures, assigns=load.lists.assigns
         ),
         gb_seconds=gb * sum(tasks.number * tasks.seconds for level in passes for tasks in level),
@@ -130,10 +130,10 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
 
 def _surveying(load: Workload, aggregator: LambdaConfig) -> list[list[Tasks]]:
     """Return the tasks of the pass that reads headers, if there is one, as a list of levels."""
-    if not large_rounds.is_surveyed(load.contributors):
+    if not large_round_limits.is_surveyed(load.contributors):
         return []
-    seconds = large_rounds.survey_seconds(aggregator.memory_mb)
-    return [[Tasks(large_rounds.pieces(load.contributors), seconds)]]
+    seconds = large_round_limits.survey_seconds(aggregator.memory_mb)
+    return [[Tasks(large_round_limits.pieces(load.contributors), seconds)]]
 
 
 def _measuring(load: Workload, shards: int, aggregator: LambdaConfig) -> list[list[Tasks]]:
@@ -211,12 +211,12 @@ def _requests(load: Workload, shards: int) -> Requests:
     headers = 1 + load.models if load.lists.stores_headers else 0
     counted = Requests(gets=inputs + extra + tasks + headers + applying, puts=2 * tasks + applying)
     clients = load.contributors
-    if pieces := large_rounds.pieces(clients):
+    if pieces := large_round_limits.pieces(clients):
         # Tasks of the lowest level read the piece, or two, that their group is in: of the plan, in
         # each pass, and of the decision.
         read = shards * load.pieces_read
         counted = counted.plus(Requests(gets=read * (1 + 2 * load.measures), puts=0))
-    if large_rounds.is_surveyed(clients):  # the plan, a piece and its headers, and a record
+    if large_round_limits.is_surveyed(clients):  # the plan, a piece and its headers, and a record
         counted = counted.plus(Requests(gets=2 * pieces + clients, puts=pieces))
     # The keys of noise.
     counted = counted.plus(Requests(gets=load.noises * shards, puts=0))

@@ -10,7 +10,7 @@ from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.costs.request_counts import NO_LISTS, Lists
 from gradshard_core.formats.list_pieces import PIECE
-from gradshard_core.robust.inner_product_sample import Sample
+from gradshard_core.robust.measured_sample import Sample
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,6 @@ CONCURRENT_FUNCTIONS: Final = 1000
 MIN_MEMORY_MB: Final = 128
 MAX_MEMORY_MB: Final = 10_240
 MB_PER_VCPU: Final = 1_769
-# Sizes worth comparing, from the smallest to the largest of a new account.
-MEMORIES_MB: Final = (MIN_MEMORY_MB, 192, 256, 384, 512, 1024, MB_PER_VCPU, 3008)
 
 # Express executions end after five minutes,
 # https://docs.aws.amazon.com/step-functions/latest/dg/choosing-workflow-type.html (2026-11).

@@ -10,6 +10,7 @@ from gradshard_core.specs.inbox_spec import InboxSpec
 from gradshard_core.specs.masking_options import MASKED
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.fednova import bounded_steps, normalised_weights
+from gradshard_core.stragglers.staleness import staleness_discount
 
 
 def weights_of(spec: RoundSpec, *, is_decided: bool = False) -> str:
@@ -56,8 +57,8 @@ def weigh(contributors: Sequence[Contributor], weights: str) -> tuple[Contributo
 def discounted(contributors: Sequence[Contributor], inbox: InboxSpec) -> tuple[Contributor, ...]:
     """Discount weights by staleness: what stale updates lose, nobody gains."""
     return tuple(
-        replace(contributor, weight=contributor.weight * inbox.discount(contributor.staleness))
-        for contributor in contributors
+        replace(c, weight=c.weight * staleness_discount(c.staleness, inbox.exponent))
+        for c in contributors
     )
 
 

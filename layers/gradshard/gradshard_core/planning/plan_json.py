@@ -26,7 +26,7 @@ from gradshard_core.planning.plan_parts import (
     Stage,
 )
 from gradshard_core.privacy.privacy_mechanism import parse_privacy
-from gradshard_core.robust.inner_product_sample import Sample
+from gradshard_core.robust.measured_sample import Sample
 from gradshard_core.robust.rules import parse_robust_rule
 from gradshard_core.specs.masking_options import Masking
 from gradshard_core.stragglers.client_report import Report

@@ -19,7 +19,7 @@ from gradshard_core.planning.output_objects import (
 from gradshard_core.privacy.privacy_mechanism import (
     PrivacyMechanism,
 )
-from gradshard_core.robust.inner_product_sample import Sample
+from gradshard_core.robust.measured_sample import Sample
 from gradshard_core.robust.rules import RobustRule
 from gradshard_core.stragglers.client_report import Report
 

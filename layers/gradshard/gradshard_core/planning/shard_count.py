@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from gradshard_core.costs import large_rounds
+from gradshard_core.costs import large_round_limits
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.round_projection import Projection, project
 from gradshard_core.costs.workload import Workload
@@ -149,14 +149,14 @@ def _too_large(projection: Projection) -> PlanError:
 
 def _finalizable(load: Workload) -> int:
     """Return the largest M of whose tasks ``finalize_round`` can read the reports."""
-    return large_rounds.MAX_TASKS // sum(map(len, load.levels))
+    return large_round_limits.MAX_TASKS // sum(map(len, load.levels))
 
 
 def _over_tasks(load: Workload, shards: int, aside: str = "") -> str:
     tasks = shards * sum(map(len, load.levels))
     return (
-        f"{shards} shards{aside} are {tasks} tasks, over the {large_rounds.MAX_TASKS} of which "
-        "finalize_round can read the reports in time"
+        f"{shards} shards{aside} are {tasks} tasks, over the {large_round_limits.MAX_TASKS} of "
+        "which finalize_round can read the reports in time"
     )
 
 
@@ -164,7 +164,7 @@ def _fewer_clients(load: Workload, shards: int) -> str:
     """Return the advice to average so few clients that ``shards`` are not too many tasks."""
     tasks = shards * sum(map(len, load.levels))
     # A tenth less, since the last groups of levels may be small.
-    clients = load.contributors * large_rounds.MAX_TASKS // tasks * 9 // 10
+    clients = load.contributors * large_round_limits.MAX_TASKS // tasks * 9 // 10
     return f"average at most {clients} clients a round"
 
 

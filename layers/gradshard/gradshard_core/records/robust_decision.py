@@ -22,46 +22,19 @@ if TYPE_CHECKING:
     from gradshard_core.planning.plan_parts import Contributor
 
 
-def verdict_on(entry: Mapping[str, Any]) -> str:
-    """Say what a robust rule made of an update, from its entry in the decision."""
-    if "layers" in entry:
-        return _verdict_by_layer(list(map(verdict_on, entry["layers"].values())))
-    full = entry["full_weight"]
-    if full is None:
-        return "kept" if entry["weight"] else "left out"
-    if entry["weight"] >= full:
-        return "whole"
-    return f"clipped to {entry['weight'] / full:.1%}"
-
-
-def _verdict_by_layer(verdicts: Sequence[str]) -> str:
-    """Say what a robust rule made of an update, from what it made of each layer."""
-    if not verdicts:
-        return "in no layer with a quorum"
-    if len(set(verdicts)) == 1 and "clipped" not in verdicts[0]:
-        return verdicts[0]
-    count = len(verdicts)
-    if "kept" in verdicts:
-        return f"left out of {verdicts.count('left out')} of {count} layers"
-    return f"clipped in {count - verdicts.count('whole')} of {count} layers"
-
-
 def layers_left_out(entries: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the clients that a robust rule leaves out of a layer, by layer."""
     found: dict[str, list[str]] = {}
     for entry in entries:
         for name, figures in entry["layers"].items():
-            if verdict_on(figures) == "left out":
+            if is_left_out(figures):
                 found.setdefault(name, []).append(entry["client"])
     return found
 
 
-def sample_in_words(sample: Mapping[str, Any]) -> str:
-    """Say what was measured of the elements, from a sample in a decision or a manifest."""
-    return (
-        f"one in {sample['one_in']} elements, in {sample['stretches']} stretches: norms are off by "
-        f"up to {sample['error']:.2g} of themselves, as standard errors"
-    )
+def is_left_out(entry: Mapping[str, Any]) -> bool:
+    """Whether a robust rule that selects has not selected an update."""
+    return entry["full_weight"] is None and not entry["weight"]
 
 
 def is_clipped(entry: Mapping[str, Any]) -> bool:

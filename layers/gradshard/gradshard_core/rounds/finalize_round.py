@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
-from gradshard_core.costs.large_rounds import REPORT_READERS
+from gradshard_core.costs.large_round_limits import REPORT_READERS
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter

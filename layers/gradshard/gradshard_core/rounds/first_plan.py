@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from gradshard_core.aggregation.reordered_reads import ADVICE
-from gradshard_core.costs.large_rounds import READ_AT_ONCE
+from gradshard_core.costs.large_round_limits import READ_AT_ONCE
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.list_pieces import PIECE

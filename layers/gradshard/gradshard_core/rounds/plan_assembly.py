@@ -46,8 +46,8 @@ from gradshard_core.planning.plan_parts import (
 from gradshard_core.privacy.private_sum import private_sums_bytes
 from gradshard_core.records.layer_weights import weigh_layers
 from gradshard_core.records.noise_key import write_noise_key
-from gradshard_core.robust.inner_product_sample import LEAST_STRATA, Sample
 from gradshard_core.robust.inner_products import count_matrices
+from gradshard_core.robust.measured_sample import LEAST_STRATA, Sample
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.rounds.robust_measurement import Decided
 from gradshard_core.s3.store import S3Store

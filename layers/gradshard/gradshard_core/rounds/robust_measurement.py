@@ -20,12 +20,13 @@ from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.records.plan_and_manifest import store_decided, stored
 from gradshard_core.records.robust_decision import is_clipped, layers_left_out
 from gradshard_core.robust.by_weight import Decision, Diagonal, Gram, norms_of
-from gradshard_core.robust.inner_product_sample import Sample, relative_errors
 from gradshard_core.robust.inner_products import WHOLE, ExactSum
+from gradshard_core.robust.measured_sample import Sample, relative_errors
 from gradshard_core.robust.rules import RobustRule
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage
+from gradshard_core.stragglers.staleness import staleness_discount
 
 MOST_TOLD: Final = 8
 """Layers of which a client reads why its update was left out."""
@@ -207,7 +208,8 @@ def _decide_on_all(
     """Have the rule decide on updates as a whole."""
     decision = rule.decide(gram, [contributor.samples for contributor in contributors])
     if context.spec.inbox is not None:
-        discounts = [context.spec.inbox.discount(found.staleness) for found in contributors]
+        exponent = context.spec.inbox.exponent
+        discounts = [staleness_discount(found.staleness, exponent) for found in contributors]
         decision = decision.discounted(discounts)
     norms = norms_of(gram)
     return _Found(

@@ -115,19 +115,19 @@ class HttpPresigner:
         self._transport = transport
 
     def presign_new(self, key: str, nbytes: int, seconds: int) -> str:
-        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_json.Presigner.presign_new`."""
+        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_new`."""
         return self._presign("PUT", key, seconds, {"Content-Length": str(nbytes)} | IF_NONE)
 
     def presign_empty(self, key: str, seconds: int) -> str:
-        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_json.Presigner.presign_empty`."""
+        """Sign a PUT, as :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_empty`."""
         return self._presign("PUT", key, seconds, {"Content-Length": "0"})
 
     def presign_read(self, key: str, seconds: int, *, head: bool = False) -> str:
-        """Sign a GET, as :meth:`~gradshard_core.records.ticket_json.Presigner.presign_read`."""
+        """Sign a GET, as :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_read`."""
         return self._presign("HEAD" if head else "GET", key, seconds, {})
 
     def presign_checksum(self, key: str, seconds: int) -> str:
-        """Sign a HEAD: :meth:`~gradshard_core.records.ticket_json.Presigner.presign_checksum`."""
+        """Sign a HEAD: :meth:`~gradshard_core.records.ticket_urls.Presigner.presign_checksum`."""
         return self._presign("HEAD", key, seconds, CHECKSUM_MODE)
 
     def _presign(self, method: str, key: str, seconds: int, headers: dict[str, str]) -> str:

@@ -1,7 +1,6 @@
 """Streams over ranges of an object, which reconnect after failures."""
 
 import contextlib
-import os
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -47,18 +46,6 @@ class Opener(Protocol):
         OSError
             The answer cannot be used, but a retry may succeed.
         """
-
-
-def explain_denial(code: str) -> str:
-    """Return what S3's error does not say: who is denied something, or what to do."""
-    if code == "AccessDenied":
-        function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
-        if function:
-            return f"; that is denied to the role of function {function}"
-        return "; `aws sts get-caller-identity` says to whom that is denied"
-    if code == "RequestTimeTooSkewed":
-        return "; the clock of this machine is more than 15 minutes off: set it"
-    return ""
 
 
 def read_whole(body: Body, nbytes: int) -> bytes:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 from gradshard_core.errors import StoreError, UnreadableObjectError
-from gradshard_core.s3.range_streams import explain_denial
+from gradshard_core.s3.error_hints import explain_denial
 from gradshard_core.s3.traffic import Meter
 
 _UNREADABLE: Final = {"AccessDenied", "InvalidObjectState"}

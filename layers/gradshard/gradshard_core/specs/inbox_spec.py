@@ -1,4 +1,4 @@
-"""The updates that a round of a buffered training takes, and the discount of stale ones."""
+"""The updates that a round of a buffered training takes: its inbox."""
 
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
@@ -11,9 +11,6 @@ MAX_VERSION: Final = 99_999_999
 """The keys of versions have eight digits."""
 
 MAX_EXPONENT: Final = 10
-
-DISCOUNT_DIGITS: Final = 40
-"""Many more than float64 has, so that rounding to it is the only rounding that matters."""
 
 
 class InboxSpec(NamedTuple):
@@ -35,18 +32,6 @@ class InboxSpec(NamedTuple):
     oldest: int
     exponent: float
     repeated_round: str | None = None
-
-    def discount(self, staleness: int) -> float:
-        """Return the factor of an update that began so many versions ago.
-
-        Nguyen et al. 2022, "Federated Learning with Buffered Asynchronous Aggregation"
-        (https://arxiv.org/abs/2106.06639), section 5.
-        """
-        # Decimal arithmetic gives the same bits everywhere, which the pow of C libraries does not.
-        from decimal import Context, Decimal
-
-        power = Context(prec=DISCOUNT_DIGITS).power(Decimal(1 + staleness), Decimal(-self.exponent))
-        return float(power)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON."""

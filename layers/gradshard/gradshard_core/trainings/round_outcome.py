@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from gradshard_core.aggregation import metric_means
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.costs.lambda_config import LambdaConfig
-from gradshard_core.costs.large_rounds import READ_AT_ONCE
+from gradshard_core.costs.large_round_limits import READ_AT_ONCE
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header
@@ -201,7 +202,7 @@ def _sent(store: S3Store, keys: RoundKeys) -> tuple[dict[str, float], tuple[str,
             elif len(notes) < MAX_NOTES:
                 notes.append(f"metrics of {client} do not count: {found}")
 
-    return client_metrics.average(counting()), tuple(notes)
+    return metric_means.average(counting()), tuple(notes)
 
 
 _Sent = tuple[str, int, client_metrics.Found]

@@ -6,7 +6,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.costs import (
     assumed_speeds,
-    large_rounds,
+    large_round_limits,
     measured_round_cost,
     request_counts,
     round_cost,
@@ -82,7 +82,7 @@ def advance_seconds(clients: int) -> float:
 
     Headers are read several at a time, and pieces and pages of listings one after another.
     """
-    headers = 0 if large_rounds.is_surveyed(clients) else clients
+    headers = 0 if large_round_limits.is_surveyed(clients) else clients
     requests = of_functions(clients)
     others = requests.gets + requests.puts - headers
     cpu_seconds = (
@@ -100,8 +100,8 @@ def of_functions(clients: int, *, is_buffered: bool = False) -> request_counts.R
 
     Of members, silent clients and long lists there may be fewer, or more members than are invited.
     """
-    pieces = large_rounds.pieces(clients)
-    is_surveyed = large_rounds.is_surveyed(clients)
+    pieces = large_round_limits.pieces(clients)
+    is_surveyed = large_round_limits.is_surveyed(clients)
     members = -(-clients // aws_limits.LISTED_ENTRIES)
     return request_counts.Requests(
         gets=ADVANCE_GETS

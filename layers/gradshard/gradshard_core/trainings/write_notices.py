@@ -26,7 +26,7 @@ from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.assignment import assigned
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.ticket_json import (
+from gradshard_core.records.ticket_urls import (
     METADATA_ROOM_BYTES,
     Presigner,
     build_ticket,

@@ -9,8 +9,8 @@ import pytest
 from gradshard_core.aggregation.buffer_sizes import ROW_BYTES
 from gradshard_core.aggregation.kernel import WeightedRange, aggregate
 from gradshard_core.formats.tensor_layout import Span
-from gradshard_core.robust.inner_product_sample import LEAST_STRATA, Sample, relative_errors
 from gradshard_core.robust.inner_products import ExactSum, Measuring, chunk_ranges, cut_chunks
+from gradshard_core.robust.measured_sample import LEAST_STRATA, Sample, relative_errors
 from tests.unit.aggregation.test_kernel import MemorySource
 
 

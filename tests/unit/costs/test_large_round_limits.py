@@ -1,4 +1,4 @@
-from gradshard_core.costs import large_rounds
+from gradshard_core.costs import large_round_limits
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.round_workload import workload_of
 from gradshard_core.planning import shard_count
@@ -6,8 +6,8 @@ from gradshard_core.specs.round_spec_checks import parse_spec
 
 
 def test_what_bounds_a_large_round_is_said() -> None:
-    assert large_rounds.notes(1000, 1000) == []
-    [arrivals, in_small_regions, functions] = large_rounds.notes(100_000, 1563)
+    assert large_round_limits.notes(1000, 1000) == []
+    [arrivals, in_small_regions, functions] = large_round_limits.notes(100_000, 1563)
     # Seven requests of 5,500 a second for each arrival.
     assert "within 127 s, 786 a second: the limit is S3's 5,500 GET requests" in arrivals
     assert "1,563 tasks are more than the 1,000 functions" in functions
@@ -21,7 +21,7 @@ def test_what_bounds_a_large_round_is_said() -> None:
 
 def test_the_tightest_quota_of_arrivals_comes_first() -> None:
     services = ["S3's 5,500", "S3's 3,500", "Lambda's 1,000", "SNS's 30,000"]
-    for found, service in zip(large_rounds.arrival_quotas(2000), services, strict=True):
+    for found, service in zip(large_round_limits.arrival_quotas(2000), services, strict=True):
         assert found.name.startswith(service)
 
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gradshard_core.formats.client_metrics import average
+from gradshard_core.aggregation.metric_means import average
 
 LARGEST = 1.7976931348623157e308
 
