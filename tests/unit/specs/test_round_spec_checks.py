@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
+from gradshard_core.robust.by_element import cut_of
 from gradshard_core.specs.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_new_spec, parse_spec
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
@@ -482,7 +483,7 @@ def test_codecs_are_names_that_are_known() -> None:
 def test_the_quorum_of_a_trimmed_mean_is_enough_to_leave_any_out(beta: float) -> None:
     spec = parse_spec({"clients": 64, "rule": {"name": "trimmed_mean", "beta": beta}})
     assert spec.robust_rule is not None
-    enough = [count for count in range(3, 65) if int(beta * count)]
+    enough = [count for count in range(3, 65) if cut_of(beta, count)]
     assert spec.robust_rule.least_clients == enough[0]
     assert spec.min_clients >= enough[0]
     with pytest.raises(SpecError, match=f"under the {enough[0]} updates that the rule needs"):
