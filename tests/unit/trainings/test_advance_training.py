@@ -22,6 +22,7 @@ from gradshard_core.limits import aws_limits
 from gradshard_core.records.plan_and_manifest import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.abort_round import abort_round
 from gradshard_core.specs.round_spec_checks import parse_new_spec
 from gradshard_core.trainings import advance_training as advancing
@@ -482,6 +483,26 @@ def test_a_training_that_is_asked_to_stop_ends_though_its_round_fails_once_too_o
     state = machine.start(rounds=5, clients=CLIENTS, repeats=0)
     assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
     assert [record["error"] for record in machine.training.records()] == [None, "Cancelled"]
+
+
+def test_a_training_that_is_asked_to_stop_ends_though_its_function_fails_for_good(
+    machine: Machine,
+) -> None:
+    """Else it would pause, and go on when it is resumed."""
+
+    def fail(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            machine.training.stop("good enough")
+            machine.kill = {"AdvanceTrainingFunction": [{0}] * 4}
+
+    told: list[str] = []
+    machine.patch.setattr(aws_requests, "publish", lambda event, _: told.append(event))
+    machine.before_round = fail
+    state = machine.start(rounds=5, clients=CLIENTS)
+    assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
+    assert state.invitation is None
+    assert machine.ended == {"t": "Succeed"}
+    assert told[-1] == "TrainingEnded"
 
 
 def test_a_successor_takes_over_before_the_history_is_full(

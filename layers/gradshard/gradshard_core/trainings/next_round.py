@@ -25,7 +25,7 @@ from gradshard_core.specs.round_spec import DEFAULT_TIMEOUT, RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_new_spec
 from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings import sampling, training_cost
-from gradshard_core.trainings.pause_or_end import ended, paused
+from gradshard_core.trainings.pause_or_end import ended, paused, stopped
 
 LOOKS_FOR_MEMBERS: Final = 60
 """The number of looks for enough members before the training pauses."""
@@ -42,7 +42,7 @@ def next_round(
     """Return a state with the next invitation, or in which the training waits, pauses or ends."""
     if state.status == PAUSED and state.request == STOP:
         # Cancelling a round makes it fail, maybe once too often.
-        return ended(state, f"stopped: {state.reason}")
+        return stopped(state)
     if state.status != RUNNING:
         return state
     settled = _asked_to_end(spec, state, now)
@@ -169,7 +169,7 @@ def evaluation_spec(spec: TrainingSpec, clients: Sequence[str], awaited: int) ->
 def _asked_to_end(spec: TrainingSpec, state: TrainingState, now: datetime) -> TrainingState | None:
     """Return the state of a training that does not go on; None if it does."""
     if state.request == STOP:
-        return ended(state, f"stopped: {state.reason}")
+        return stopped(state)
     if state.request == PAUSE:
         return paused(replace(state, request=None, reason=None), f"paused: {state.reason}")
     if state.completed >= spec.rounds and not evaluation_is_due(spec, state):
