@@ -502,7 +502,8 @@ class Training:
     def remove(self) -> None:
         """Delete the objects of the training, all versions, for good; it must have ended.
 
-        Its rounds and the model's versions stay.
+        Its rounds and the model's versions stay. Its name stays taken for 90 days after its first
+        execution has ended.
 
         Raises
         ------
