@@ -1,7 +1,9 @@
 """What the project is measured against, written without it: a plain numpy loop and plain files."""
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import ml_dtypes
@@ -192,6 +194,11 @@ def random_tensor(rng: np.random.Generator, dtype: str, shape: Sequence[int]) ->
     return drawn.astype(kind)
 
 
+def _share(beta: float, count: int) -> int:
+    """Return ⌊βN⌋ as by hand: a β of 0.29 is 29 in 100, and one of 1 / 49 is 1 in 49."""
+    return math.floor(Fraction(beta).limit_denominator(10_000) * count)
+
+
 def columns(
     updates: Sequence[Mapping[str, Array]], rule: str, beta: float = 0.0, f: int = 0
 ) -> dict[str, Array]:
@@ -211,7 +218,7 @@ def columns(
             found = _around_median(rows, len(rows) - 2 * f)
         else:
             count = len(rows)
-            cut = (count - 1) // 2 if rule == "median" else int(beta * count)
+            cut = (count - 1) // 2 if rule == "median" else _share(beta, count)
             kept = list(rows[cut : count - cut])
             found = add_up(kept) / wide.type(len(kept))
         result[name] = np.asarray(np.rint(found) if integer else found).astype(model.dtype)

@@ -176,7 +176,13 @@ def plain(federation: Federation, deployed: Deployed) -> None:
     deployed.s3.create_multipart_upload(Bucket=deployed.bucket, Key=round_.keys.result)
     round_.submit("b", update(2), samples=1)
     round_.wait(SECONDS)
+    # Of an update that was replaced while a planning was killed.
+    outdated = {"client": "b", "reason": "bad", "etag": "e"}
+    deployed.s3.put_object(
+        Bucket=deployed.bucket, Key=round_.keys.rejection("b"), Body=json.dumps(outdated).encode()
+    )
     plan_again(deployed, "iam-plain", attempt=0)
+    assert round_.rejection("b") is None
     assert deployed.open_uploads("iam-plain") == []
 
 

@@ -194,7 +194,7 @@ class Federation:
         SpecError
             The options are not valid.
         TrainingExistsError
-            There is such a training with other options.
+            There is such a training with other options, or there was one that is removed.
         TrainingFailed
             It could not be started.
         """

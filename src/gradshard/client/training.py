@@ -29,7 +29,12 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
-from gradshard_core.records.inbox import UncountedUpdate, count_rejected, list_waiting
+from gradshard_core.records.inbox import (
+    UncountedUpdate,
+    count_rejected,
+    list_inboxes,
+    list_waiting,
+)
 from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.plan_and_manifest import read_record
 from gradshard_core.records.training_state import (
@@ -502,7 +507,8 @@ class Training:
     def remove(self) -> None:
         """Delete the objects of the training, all versions, for good; it must have ended.
 
-        Its rounds and the model's versions stay.
+        The updates of a buffered training are among them. Its rounds and the model's versions stay.
+        Its name stays taken for 90 days after its first execution has ended.
 
         Raises
         ------
@@ -514,4 +520,6 @@ class Training:
         state = self.state()
         if state.status != ENDED:
             raise TrainingStateError(f"training {self.id!r} is {state.status}: stop it first")
+        for inbox in list_inboxes(self._stack.store, self.keys):
+            self._stack.store.delete_versions(RoundKeys(inbox).root)
         self._stack.store.delete_versions(self.keys.root)

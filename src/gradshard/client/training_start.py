@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Unpack
 
+from gradshard.client.executions import Execution
 from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
 from gradshard.client.training import Training
@@ -15,6 +16,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.keys import TRAININGS, TrainingKeys, is_id
+from gradshard_core.limits import aws_limits
 from gradshard_core.records.training_state import (
     ENDED,
     PAUSED,
@@ -28,6 +30,9 @@ from gradshard_core.specs.training_spec_checks import parse_training_spec
 
 STARTING_SECONDS: Final = 60.0
 """The seconds that starting a training waits for its state to appear in the bucket."""
+
+PAUSED_ERROR: Final = "TrainingPaused"
+"""With which federation.asl.json fails when a training has paused."""
 
 STATES: Final = (RUNNING, PAUSED, ENDED)
 
@@ -80,7 +85,7 @@ def start_training(
     SpecError
         The options are not valid.
     TrainingExistsError
-        There is such a training with other options.
+        There is such a training with other options, or there was one that is removed.
     TrainingFailed
         It could not be started.
     """
@@ -101,12 +106,23 @@ def start_training(
         if started is not None and read_state(stack.store, keys) is not None:
             return Training(stack, name)
         execution = machine.execution(keys.execution(1))
+        if execution is not None and execution.has_ended and not is_new and _has_run(execution):
+            raise TrainingExistsError(
+                f"training {name!r} was started before, and removed; choose another name: it ran "
+                f"{execution.dates}, and Step Functions keeps a name for "
+                f"{aws_limits.NAME_KEPT_DAYS} days after its execution has ended"
+            )
         if execution is not None and execution.has_ended:
             again = "" if is_new else " when its name was first used; choose another name"
             raise TrainingFailed(
                 f"training {name!r} could not be started{again}: {execution.reason}"
             )
     raise WaitTimeoutError(f"training {name!r} has not started within {STARTING_SECONDS:g} s")
+
+
+def _has_run(execution: Execution) -> bool:
+    """Return whether an execution has gone beyond the start of its training."""
+    return execution.succeeded or execution.error == PAUSED_ERROR
 
 
 def list_trainings(stack: Stack, status: str | None = None) -> Iterator[ListedTraining]:

@@ -121,21 +121,37 @@ def test_an_eager_round_that_is_resumed_for_ever_fails_and_says_so(machine: Mach
         machine.plan(OPENED)
 
 
-def test_clients_rejected_one_after_the_other_end_the_round_with_a_cause(machine: Machine) -> None:
-    names = [f"c{number:02}" for number in range(60)]
-    machine.open(clients=names, min_clients=1)
+def reject_one_after_the_other(machine: Machine, names: list[str]) -> None:
+    """Plan a round as often as it may be, as if each attempt had found one more bad update."""
     for name in names:
         machine.submit(name, {"w": np.ones(1, "f4")})
     outcome: dict[str, Any] = OPENED
     for attempt in range(history_events.most_attempts(1)):
         machine.plan(outcome)
-        # As if each attempt had found one more.
         found = [{"client": names[attempt], "reason": "its tensor 'w' holds a NaN", "etag": "e"}]
         machine.store.put_json(machine.keys.replan(attempt), found)
         outcome = {"reason": "replan", "attempt": attempt + 1}
+    machine.plan(outcome)
+
+
+def test_clients_rejected_one_after_the_other_end_the_round_with_a_cause(machine: Machine) -> None:
+    names = [f"c{number:02}" for number in range(60)]
+    machine.open(clients=names, min_clients=1)
     cause = (
         r"'r' was planned 50 times, .* 50 in all: c00, .* and 30 more; the last: its tensor 'w' "
         r"holds a NaN\. Average the 10 others"
     )
     with pytest.raises(PlanError, match=cause):
-        machine.plan(outcome)
+        reject_one_after_the_other(machine, names)
+
+
+def test_updates_to_a_private_round_are_not_advised_to_be_averaged_by_another(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"c{number:02}" for number in range(9)]
+    dp = {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
+    machine.open(clients=names, min_clients=2, dp=dp)
+    monkeypatch.setattr(history_events, "most_attempts", lambda _levels: 3)
+    with pytest.raises(PlanError, match=r"Open another round for the 6 others") as failure:
+        reject_one_after_the_other(machine, names)
+    assert "--updates-from" not in str(failure.value)

@@ -1,5 +1,6 @@
 """Element-wise rules: their definition, and that no cut changes a bit."""
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -14,6 +15,7 @@ from gradshard_core.aggregation.kernel import NonFiniteSumError, WeightedRange, 
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.robust import by_element
+from gradshard_core.robust.by_element import cut_of
 from gradshard_core.robust.rules import parse_robust_rule
 from tests import reference
 from tests.unit.aggregation.test_kernel import TENSOR, MemorySource, random_updates
@@ -107,6 +109,36 @@ def test_second_pass_of_bulyan_takes_the_mean_around_the_median(
         updates = [{name: np.rint(t).astype(t.dtype) for name, t in u.items()} for u in updates]
     found = combine({"name": "bulyan", "f": f}, updates, shards)
     assert_same(found, reference.columns(updates, "bulyan", f=f))
+
+
+@pytest.mark.parametrize(
+    ("beta", "inputs", "cut"),
+    [
+        (0.29, 100, 29),  # 0.29 * 100 is 28.999999999999996
+        (0.35, 180, 63),
+        (1 / 49, 49, 1),
+        (0.3, 10, 3),
+        (0.2, 5, 1),
+        (0.2, 4, 0),
+        (0.49, 100, 49),
+        (0.299999, 10, 2),
+        (math.nextafter(0.5, 0), 10, 4),  # something is left
+    ],
+)
+def test_trimmed_mean_leaves_out_as_many_as_by_hand(beta: float, inputs: int, cut: int) -> None:
+    assert cut_of(beta, inputs) == cut
+    updates = [{"w": np.full(2, number, "f4")} for number in range(inputs)]
+    # Larger at one end, so that the mean depends on how many are left out.
+    updates[inputs - cut - 1] = {"w": np.full(2, 1e4, "f4")}
+    found = combine({"name": "trimmed_mean", "beta": beta}, updates)
+    kept = sorted(float(update["w"][0]) for update in updates)[cut : inputs - cut]
+    assert found["w"][0] == pytest.approx(sum(kept) / len(kept), rel=1e-5)
+
+
+def test_beta_of_k_in_n_leaves_k_of_n_out() -> None:
+    for inputs in range(3, 260):
+        cuts = range(1, (inputs + 1) // 2)
+        assert [cut_of(cut / inputs, inputs) for cut in cuts] == [*cuts]
 
 
 @pytest.mark.slow

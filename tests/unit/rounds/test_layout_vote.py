@@ -3,6 +3,7 @@
 import tracemalloc
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 
 from gradshard_core.errors import PlanError
@@ -11,6 +12,9 @@ from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.rounds import layout_vote
 from gradshard_core.rounds.layout_vote import difference
 from gradshard_core.rounds.seen_layouts import SeenLayout
+from tests.unit.in_memory import OPENED, Machine
+
+pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")
 
 AB = Layout.pack([("a", "F32", (2,)), ("b", "F32", (1,))])
 BA = Layout.pack([("b", "F32", (1,)), ("a", "F32", (2,))])
@@ -86,6 +90,17 @@ def test_without_a_majority_the_round_fails_and_names_both(
         majority(layouts)
     assert "whose tensor 'a' is F32 [2], not F32 [3]; open a round" in str(failure.value)
     assert "--layout FILE --updates-from ROUND" in str(failure.value)
+
+
+def test_updates_to_a_private_round_are_not_advised_to_be_averaged_by_another(
+    machine: Machine,
+) -> None:
+    dp = {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
+    machine.open(clients=["a", "b"], min_clients=2, dp=dp)
+    machine.submit("a", {"w": np.ones(1, "f4")})
+    machine.submit("b", {"w": np.ones(2, "f4")})
+    with pytest.raises(PlanError, match=r"to which the clients send again \(--layout FILE\)$"):
+        machine.plan(OPENED)
 
 
 def test_partial_updates_may_lack_tensors_and_have_no_others() -> None:

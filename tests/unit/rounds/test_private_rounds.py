@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.privacy_accounting import is_installed, privacy_in_words
-from gradshard_core.errors import PlanError, SpecError
+from gradshard_core.errors import PlanError, SpecError, StoreError
 from gradshard_core.formats.keys import ModelKeys, StoredTensors
 from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.records import model_registry
@@ -211,6 +211,35 @@ def test_round_of_a_deleted_ones_name_is_charged_again(private: Machine) -> None
     again = {"spec": {**APPLIED, "dp": DP}, "started": "2026-07-01T00:00:00+00:00"}
     answer = private.step("open_round", **again, token="token")
     assert "1 rounds have spent 0.25" in answer["reason"]
+
+
+@pytest.mark.parametrize("terms", [{"dp": DP}, {}], ids=["private", "plain"])
+def test_round_of_a_taken_name_costs_nothing(private: Machine, terms: dict[str, Any]) -> None:
+    """It does not open; one without noise would have made ε unbounded."""
+    assert run(private, "r1", dp=DP) == {"status": "completed"}
+    again = {"spec": {**APPLIED, **terms}, "started": "2026-07-01T00:00:00+00:00"}
+    answer = private.step("open_round", **again, token="token")
+    assert "round 'r1' was opened before" in answer["reason"]
+    private.step("abort_round", error="RoundExistsError", cause=answer["reason"])
+    assert [entry.cost for entry in read_ledger(private.store, "m").entries] == [0.25, 0.0]
+
+
+def test_round_whose_opening_dies_for_good_stays_charged(
+    private: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing tells it from one that was opened, and whose objects were deleted."""
+    put = private.store.put_bytes
+
+    def broken(key: str, body: bytes, **options: Any) -> bool:
+        if key == private.keys.spec:
+            raise StoreError(f"{key}: 503")
+        return put(key, body, **options)
+
+    monkeypatch.setattr(private.store, "put_bytes", broken)
+    with pytest.raises(StoreError):
+        private.open(**APPLIED, dp=DP)
+    private.step("abort_round", error="StoreError", cause="503")
+    assert read_ledger(private.store, "m").spent == 0.25
 
 
 def test_round_without_a_model_needs_no_ledger(machine: Machine) -> None:

@@ -168,6 +168,20 @@ TERMS: dict[str, Any] = {"min_clients": 1, "layout": {"w": {"dtype": "F32", "sha
 """An arrival cannot tell that planning will not like the layout of ``THREE``."""
 
 
+def replace_when_it_is_read(machine: Machine, patch: pytest.MonkeyPatch, client: str) -> None:
+    """Have a better update arrive, event and all, just after the first one was read."""
+    get_head = machine.store.get_head
+
+    def get_then_replace(key: str, nbytes: int) -> Any:
+        found = get_head(key, nbytes)
+        if key == machine.keys.update(client):
+            patch.setattr(machine.store, "get_head", get_head)
+            arrive(machine, client)
+        return found
+
+    patch.setattr(machine.store, "get_head", get_then_replace)
+
+
 @pytest.mark.parametrize("replaced", ["when it is read", "when the planning is dead"])
 @pytest.mark.parametrize("eager", [False, True])
 def test_no_rejection_is_left_of_an_update_that_was_replaced_while_a_planning_was_killed(
@@ -177,19 +191,10 @@ def test_no_rejection_is_left_of_an_update_that_was_replaced_while_a_planning_wa
     machine.open(clients=["a", "b"], **TERMS, **more)
     arrive(machine, "a")
     machine.collect("b", machine.submit("b", THREE))
-    get_head = machine.store.get_head
-
-    def get_then_replace(key: str, nbytes: int) -> Any:
-        found = get_head(key, nbytes)
-        if key == machine.keys.update("b"):
-            monkeypatch.setattr(machine.store, "get_head", get_head)
-            arrive(machine, "b")
-        return found
-
     with monkeypatch.context() as patched:
         patched.setattr(plan_round, "plan_to_json", None)  # the plan is made, and not written
         if replaced == "when it is read":
-            monkeypatch.setattr(machine.store, "get_head", get_then_replace)
+            replace_when_it_is_read(machine, monkeypatch, "b")
         with pytest.raises(TypeError):
             machine.plan(OPENED)
     if replaced == "when the planning is dead":
@@ -198,6 +203,39 @@ def test_no_rejection_is_left_of_an_update_that_was_replaced_while_a_planning_wa
     plan = machine.store.get_json(machine.keys.plan)
     assert [c["client"] for c in plan["contributors"]] == ["a", "b"]
     assert machine.store.get_json(machine.keys.rejection("b")) is None
+
+
+@pytest.mark.parametrize("is_killed_again", [False, True])
+def test_no_rejection_is_left_by_a_failing_planning_that_was_killed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, *, is_killed_again: bool
+) -> None:
+    """It has told the sender of an update that was replaced; the next planning does not fail."""
+    machine.open(clients=["a", "b"], **TERMS | {"min_clients": 2})
+    arrive(machine, "a")
+    machine.collect("b", machine.submit("b", THREE))
+    replace_when_it_is_read(machine, monkeypatch, "b")
+    with pytest.raises(QuorumError):  # which is lost
+        machine.plan(OPENED)
+    assert machine.store.get_json(machine.keys.rejection("b")) is not None
+    repeated = {"entered_at": "2026-01-01T00:00:01Z", "retries": 1, **OPENED}
+    with monkeypatch.context() as patched:
+        if is_killed_again:
+            patched.setattr(plan_round, "reject_all", None)
+            with pytest.raises(TypeError):
+                machine.step("plan_round", **repeated)
+    machine.step("plan_round", **repeated)
+    plan = machine.store.get_json(machine.keys.plan)
+    assert [c["client"] for c in plan["contributors"]] == ["a", "b"]
+    assert machine.store.get_json(machine.keys.rejection("b")) is None
+
+
+def test_a_repeated_planning_keeps_the_rejection_of_a_late_update(machine: Machine) -> None:
+    machine.open(clients=["a"], **TERMS)
+    arrive(machine, "a")
+    machine.plan(OPENED)
+    machine.collect("a", machine.submit("a", THREE))
+    machine.step("plan_round", entered_at="2026-01-01T00:00:01Z", retries=1, **OPENED)
+    assert "uploaded after" in machine.store.get_json(machine.keys.rejection("a"))["reason"]
 
 
 def test_a_planning_that_was_killed_after_its_plan_tells_the_rejected_once_it_is_repeated(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.keys import RoundKeys, check_id, parse_update_key
+from gradshard_core.robust.by_element import cut_of
 from gradshard_core.specs.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_new_spec, parse_spec
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
@@ -447,6 +448,7 @@ def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:
         ({"dp": DP, "order": "tree:3,3"}, "depends on no order: leave out order"),
         ({"dp": DP, "max_samples": 100}, "leave out max_samples"),
         ({"dp": DP, "updates_from": "r0"}, "leave out updates_from"),
+        ({"dp": DP, "layers": ["a", "b"]}, "dp takes whole ones: leave out layers"),
         ({"dp": DP, "measure_one_in": 2}, "those of a sample are estimates: leave out measure_"),
         ({"dp": DP, "eager": True}, "before it adds any: leave out eager"),
         (
@@ -462,6 +464,20 @@ def test_robust_rule_takes_no_more_updates_than_one_task_reads() -> None:
 def test_private_round_is_refused_with_the_reason(fields: dict[str, Any], error: str) -> None:
     with pytest.raises(SpecError, match=error):
         parse_spec({"clients": 9, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"clients": ["a", "b"], "masked": EXAMPLES["masked"]}, "masked"),
+        ({"inbox": EXAMPLES["inbox"], "server_optimizer": "fedavg"}, "a buffered training"),
+    ],
+)
+def test_layers_are_refused_where_no_rule_makes_them_possible(
+    fields: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(SpecError, match=f"{what} takes whole ones: leave out layers"):
+        parse_spec({"clients": 2, "layers": ["a", "b"], **fields})
 
 
 def test_codecs_are_names_that_are_known() -> None:
@@ -482,7 +498,7 @@ def test_codecs_are_names_that_are_known() -> None:
 def test_the_quorum_of_a_trimmed_mean_is_enough_to_leave_any_out(beta: float) -> None:
     spec = parse_spec({"clients": 64, "rule": {"name": "trimmed_mean", "beta": beta}})
     assert spec.robust_rule is not None
-    enough = [count for count in range(3, 65) if int(beta * count)]
+    enough = [count for count in range(3, 65) if cut_of(beta, count)]
     assert spec.robust_rule.least_clients == enough[0]
     assert spec.min_clients >= enough[0]
     with pytest.raises(SpecError, match=f"under the {enough[0]} updates that the rule needs"):

@@ -22,7 +22,9 @@ from gradshard_core.limits import aws_limits
 from gradshard_core.records.plan_and_manifest import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_state import Invitation, change_state
+from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.abort_round import abort_round
+from gradshard_core.rounds.open_round import open_round
 from gradshard_core.specs.round_spec_checks import parse_new_spec
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings import round_outcome
@@ -31,7 +33,7 @@ from gradshard_core.trainings.start_training import start_training
 from tests import reference
 from tests.integration.by_hand import put_model
 from tests.unit.trainings.deaths import watch_deaths
-from tests.unit.trainings.machine import AGGREGATOR, NAME, Machine, TaskError, training_of
+from tests.unit.trainings.machine import AGGREGATOR, MODEL, NAME, Machine, TaskError, training_of
 
 CLIENTS = ["ann", "bo", "cy"]
 
@@ -219,6 +221,91 @@ def test_a_model_that_was_put_while_a_round_opens_pauses_the_training(machine: M
     assert (state.status, state.completed, state.version) == ("paused", 2, 4)
     assert state.cause is not None
     assert "round 't-00002' was to make version 3 of model 'model' and made 4" in state.cause
+
+
+DP = {"clip": 64.0, "noise_multiplier": 2.0, "delta": 1e-5}
+DELTAS = {"optimizer": "fedavg", "updates": "deltas"}
+
+
+def complete_by_others(machine: Machine, name: str, **terms: Any) -> None:
+    """Run a round that no training has asked for."""
+    spec = {"clients": ["x", "y"], **terms}
+    opened = open_round(machine.store, name, spec, started=machine.now.isoformat(), token="t")
+    assert opened["status"] == "opened"
+    body = reference.encode({n: np.ones_like(t) for n, t in MODEL.items()}, {"num_samples": "1"})
+    for client in ("x", "y"):
+        machine.store.put_bytes(RoundKeys(name).update(client), body)
+    machine._aggregate(name)
+
+
+@pytest.mark.parametrize("is_evaluation", [False, True])
+@pytest.mark.parametrize("private", [{}, {"dp": DP}], ids=["plain", "private"])
+@pytest.mark.parametrize(
+    ("terms", "pauses"),
+    [({}, False), ({"server_optimizer": DELTAS}, True)],
+    ids=["no model", "its model"],
+)
+def test_a_round_by_others_of_the_next_name_is_none_of_the_training(
+    machine: Machine,
+    terms: dict[str, Any],
+    pauses: bool,
+    private: dict[str, Any],
+    is_evaluation: bool,
+) -> None:
+    """Else a private training would have one private round less than it says."""
+    taken = "t-00002-eval" if is_evaluation else "t-00002"
+
+    def open_next(invitation: Invitation) -> None:
+        if invitation.round_id == ("t-00002" if is_evaluation else "t-00001"):
+            complete_by_others(machine, taken, **terms)
+
+    def train(client: str, model: Mapping[str, Any], invitation: Invitation) -> Any:
+        return training_of(client, model, invitation)[:2]
+
+    machine.train, machine.before_round = train, open_next
+    of_round = {"server_optimizer": DELTAS, **private}
+    state = machine.start(rounds=3, clients=CLIENTS, evaluate_every=2, round=of_round, repeats=0)
+    if pauses:
+        assert "others" in (state.cause or ""), state.cause
+        state = machine.resume()
+    assert (state.status, state.completed) == ("ended", 3), state.cause
+    records = machine.training.records()
+    assert {*records[0]["contributors"]} == {*CLIENTS}
+    assert all({*record["contributors"]} == {*CLIENTS} for record in records if not record["error"])
+    assert taken not in {record["round_id"] for record in records}
+    assert sum(record["version"] is not None for record in records) == 3
+
+
+def test_a_round_by_others_that_comes_first_counts_as_no_round(machine: Machine) -> None:
+    """It is opened after the training has looked whether its name is taken."""
+
+    def open_it(invitation: Invitation) -> None:
+        if invitation.round_id == "t-00002":
+            complete_by_others(machine, invitation.round_id)
+
+    machine.before_round = open_it
+    state = machine.start(rounds=3, clients=CLIENTS)
+    assert (state.status, state.completed) == ("paused", 1)
+    assert "'t-00002' made no version of model 'model': others opened a" in (state.cause or "")
+    state = machine.resume()
+    assert (state.status, state.completed, state.version) == ("ended", 3, 4)
+
+
+def test_a_training_of_the_name_of_a_removed_one_takes_none_of_its_rounds(
+    machine: Machine,
+) -> None:
+    """Step Functions takes a name again after 90 days, and the local engine when it is new."""
+    machine.start(rounds=2, clients=CLIENTS)
+    machine.training.remove()
+    machine.ended.clear()
+    machine.model.roll_back(1)
+    state = machine.start(rounds=3, clients=CLIENTS[:2])
+    assert (state.status, state.completed, state.version) == ("ended", 3, 7), state.cause
+    records = machine.training.records()
+    assert [record["round_id"] for record in records] == [
+        *("t-00001-again1", "t-00002-again1", "t-00003")
+    ]
+    assert all(record["contributors"] == CLIENTS[:2] for record in records)
 
 
 def test_a_round_that_was_cancelled_is_repeated(machine: Machine) -> None:
@@ -482,6 +569,26 @@ def test_a_training_that_is_asked_to_stop_ends_though_its_round_fails_once_too_o
     state = machine.start(rounds=5, clients=CLIENTS, repeats=0)
     assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
     assert [record["error"] for record in machine.training.records()] == [None, "Cancelled"]
+
+
+def test_a_training_that_is_asked_to_stop_ends_though_its_function_fails_for_good(
+    machine: Machine,
+) -> None:
+    """Else it would pause, and go on when it is resumed."""
+
+    def fail(invitation: Invitation) -> None:
+        if invitation.number == 2:
+            machine.training.stop("good enough")
+            machine.kill = {"AdvanceTrainingFunction": [{0}] * 4}
+
+    told: list[str] = []
+    machine.patch.setattr(aws_requests, "publish", lambda event, _: told.append(event))
+    machine.before_round = fail
+    state = machine.start(rounds=5, clients=CLIENTS)
+    assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
+    assert state.invitation is None
+    assert machine.ended == {"t": "Succeed"}
+    assert told[-1] == "TrainingEnded"
 
 
 def test_a_successor_takes_over_before_the_history_is_full(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.model import Model
 from gradshard.client.round_status import StatusPoller
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.records.training_state import Invitation
@@ -955,6 +956,29 @@ def test_an_operator_pauses_resumes_and_stops(new_machine: NewMachine) -> None:
     assert (state.status, state.completed, state.cause) == ("paused", 2, "paused: maintenance")
     state = machine.resume()
     assert (state.status, state.completed, state.cause) == ("ended", 4, "stopped: good enough")
+    assert bits(machine) == bits(undisturbed)
+
+
+def test_a_training_of_the_name_of_a_removed_one_takes_none_of_its_updates(
+    new_machine: NewMachine,
+) -> None:
+    """The local engine takes a name again when it is new, and keeps what is in the bucket."""
+    of_round = {"server_optimizer": {"optimizer": "fedavg", "model": "other"}}
+    undisturbed, machine = new_machine(), new_machine()
+    machine.train = lambda _, model, __: ({n: t + 1 for n, t in model.items()}, 1, {})
+    machine.start(**options(rounds=4))
+    machine.train = training_of
+    others = [RoundKeys(name).manifest for name in ("t-00001", "t-from-a-list", "t-from-1")]
+    for key in others[1:]:  # of rounds that somebody named so
+        machine.store.put_json(key, {})
+    machine.training.remove()
+    assert all(machine.store.head(key) is not None for key in others)
+    machine.ended.clear()
+    for each in (undisturbed, machine):
+        each.model = Model(each.stack, "other")
+        each.model.put(MODEL)
+        each.queue, each.idle = [], dict.fromkeys(PACES, 0)
+        each.start(**options(rounds=4, round=of_round))
     assert bits(machine) == bits(undisturbed)
 
 

@@ -377,7 +377,7 @@ class TrainingKeys:
         number
             Of the round, from 1; of an evaluation, that of the round before.
         repetition
-            The number of failures of a round of this number.
+            The number of rounds of this number before it.
         is_evaluation
             Whether clients evaluate the model in it, instead of training it.
         """

@@ -118,6 +118,15 @@ def count_rejected(store: S3Store, keys: TrainingKeys) -> dict[str, int]:
     return dict(Counter(client for kind, client, _ in filter(None, listed) if kind != "updates"))
 
 
+def list_inboxes(store: S3Store, keys: TrainingKeys) -> list[str]:
+    """List the ids of a training's inboxes that have objects, in the order of their versions."""
+    folders = (
+        entry.key.removeprefix(ROUNDS).partition("/")[0]
+        for entry in store.list_objects(keys.inboxes)
+    )
+    return sorted({folder for folder in folders if _version(keys, folder) is not None})
+
+
 def list_waiting(
     store: S3Store,
     keys: TrainingKeys,
@@ -143,10 +152,16 @@ def list_waiting(
 def _parse(keys: TrainingKeys, key: str) -> tuple[str, str, int] | None:
     """Return kind, client and version of an object in an inbox of a training; None for others."""
     folder, _, name = key.removeprefix(ROUNDS).partition("/")
-    inbox = parse_inbox_id(folder)
+    version = _version(keys, folder)
     kind, _, file = name.partition("/")
     client = file.removesuffix({"updates": ".safetensors", "rejections": ".json"}.get(kind, "/"))
-    # The name of another training may begin with that of an inbox.
-    if inbox is None or inbox.training != keys.name or client == file or not is_client(client):
+    if version is None or client == file or not is_client(client):
         return None
-    return kind, client, inbox.version
+    return kind, client, version
+
+
+def _version(keys: TrainingKeys, folder: str) -> int | None:
+    """Return the version of a training's inbox; None for another folder."""
+    inbox = parse_inbox_id(folder)
+    # The name of another training may begin with that of an inbox.
+    return None if inbox is None or inbox.training != keys.name else inbox.version

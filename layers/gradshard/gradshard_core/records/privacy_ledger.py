@@ -14,7 +14,9 @@ gets nothing but versions of the model does not know who was drawn in secret
 an accountant needs. Budgets hold the first one.
 
 An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that
-failed before noise was drawn costs nothing; in a tree, its repetition does.
+failed before noise was drawn costs nothing; in a tree, its repetition does. If the opening of a
+round dies for good after its entry, the entry keeps its cost: nothing tells the round from one that
+was opened and whose objects were deleted.
 """
 
 import math

@@ -44,7 +44,7 @@ class Invitation:
     number
         Of the round, from 1; of an evaluation, that of the round whose version is evaluated.
     repetition
-        The number of failures of a round of this number.
+        The number of failures of a round of this number, and of rounds by others of its names.
     is_evaluation
         Whether clients evaluate the model, instead of training it.
     clients
@@ -174,7 +174,8 @@ class TrainingState:
     failures
         The number of failures of the next round since the training was last resumed.
     repetition
-        The number of its failures in all, which is part of its id.
+        The number of its failures in all, and of rounds by others that have its names; part of its
+        id.
     redraws
         The number of times that its clients were drawn anew.
     waits_until

@@ -1,7 +1,7 @@
 """Abort a round: delete its unfinished objects, and record the cause."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
@@ -19,6 +19,14 @@ from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.manifest_json import failed_manifest
 from gradshard_core.rounds.waiting_record import end_waiting
 from gradshard_core.s3.store import S3Store
+
+_UNFORESEEN: Final = {"AttributeError", "IndexError", "KeyError", "TypeError", "ValueError"}
+"""Errors of Python's. Functions that are replaced during a round run into them where the state
+machine or the functions before gave them something else."""
+
+_AFTER_DEPLOYING: Final = (
+    ". Was another version of gradshard deployed during the round? Then run the round again"
+)
 
 
 def abort_round(
@@ -90,9 +98,12 @@ def abort_round(
 def _plain(error: str, cause: str, task: Mapping[str, int] | None) -> tuple[str, str]:
     """Return an error and its cause without JSON, not longer than AWS takes."""
     error, cause = plain_failure(error, cause)
+    if error in _UNFORESEEN:
+        cause = f"{error}: {cause}"
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
-    return error, cause[: aws_requests.MAX_CAUSE]
+    advice = _AFTER_DEPLOYING if error in {*_UNFORESEEN, BrokenObjectError.__name__} else ""
+    return error, cause[: aws_requests.MAX_CAUSE - len(advice)] + advice
 
 
 class _Begun(NamedTuple):

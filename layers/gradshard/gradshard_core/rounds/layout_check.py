@@ -159,7 +159,10 @@ class LayoutExaminer:
         PlanError
             There is none.
         """
-        layout, whose = majority({c: self._seen[sent.layout] for c, sent in updates.items()})
+        layout, whose = majority(
+            {c: self._seen[sent.layout] for c, sent in updates.items()},
+            is_private=self._spec.dp is not None,
+        )
         self._settle(layout, whose)
         self.examine_all()
 

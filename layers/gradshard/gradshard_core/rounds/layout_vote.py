@@ -8,7 +8,7 @@ from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.rounds.seen_layouts import SeenLayout
 
 
-def majority(layouts: Mapping[str, SeenLayout]) -> tuple[Layout, str]:
+def majority(layouts: Mapping[str, SeenLayout], *, is_private: bool = False) -> tuple[Layout, str]:
     """Return the layout of more than half of the updates, and whose it is.
 
     Updates of the same tensors in different orders agree; the result takes the most frequent order,
@@ -20,6 +20,8 @@ def majority(layouts: Mapping[str, SeenLayout]) -> tuple[Layout, str]:
     ----------
     layouts
         The layouts of whole updates by client id, at least one.
+    is_private
+        Whether the round is private, so that no other round may average its updates.
 
     Raises
     ------
@@ -35,11 +37,15 @@ def majority(layouts: Mapping[str, SeenLayout]) -> tuple[Layout, str]:
     winner = next(layouts[c] for c in agreeing if layouts[c].digests.order == order).read().decoded
     if 2 * count <= len(clients):
         other = next(c for c in clients if layouts[c].digests.tensors == others[0][0])
+        advice = (
+            "to which the clients send again (--layout FILE)"
+            if is_private
+            else "which can average the updates of this one (--layout FILE --updates-from ROUND)"
+        )
         raise PlanError(
             f"no layout is that of more than half of the {len(clients)} updates: {count} have the "
             f"one of client {agreeing[0]!r}, and {others[0][1]} that of client {other!r}, whose "
-            f"{winner.difference(layouts[other].read())}; open a round with the layout, which can "
-            "average the updates of this one (--layout FILE --updates-from ROUND)"
+            f"{winner.difference(layouts[other].read())}; open a round with the layout, {advice}"
         )
     return (
         winner,

@@ -172,6 +172,9 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})
         if there != record:
+            if spec.server_optimizer is not None:
+                model, at = spec.server_optimizer.model, record["opened_at"]
+                privacy_ledger.release(store, model, keys.round_id, at)
             raise RoundExistsError(
                 f"round {keys.round_id!r} was opened before; choose another name"
             )

@@ -13,7 +13,7 @@ from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
 from gradshard_core.rounds.keeper_exchange import next_plan, send_request
 from gradshard_core.rounds.plan_context import PlanContext, PlanRequest, read_context
-from gradshard_core.rounds.rejections import reject_all, reject_overlooked
+from gradshard_core.rounds.rejections import reject_all, reject_overlooked, withdraw_outdated
 from gradshard_core.rounds.replan import replan
 from gradshard_core.rounds.waiting_record import end_waiting, waits_once
 from gradshard_core.s3.store import S3Store
@@ -121,6 +121,8 @@ def _hand_out(
     if is_doubtful and plan.computation.has_outputs:
         for output in plan.outputs:
             store.abort_open_uploads(output.key, but=output.upload_id)
+    if request.is_repeated and spec is not None and spec.inbox is None:
+        withdraw_outdated(store, keys, plan)
     if plan.attempt == 0 and plan.is_complete and spec is not None:
         if waits_once(spec):
             # Again: a late call of open_round may have looked for the plan before it was there.

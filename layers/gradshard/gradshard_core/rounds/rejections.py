@@ -55,6 +55,19 @@ def withdraw_rejection(store: S3Store, keys: RoundKeys, client: str, etag: str) 
         store.delete(keys.rejection(client), only=rejection.etag)
 
 
+def withdraw_outdated(store: S3Store, keys: RoundKeys, plan: Plan) -> None:
+    """Take back the rejections of updates that contributors had replaced before a plan was made.
+
+    A planning that failed told of them, and was killed before it could say that it failed. The next
+    one found better updates, whose events had come before those rejections were there.
+    """
+    for entry in store.list_objects(keys.rejections):
+        client = entry.key.removeprefix(keys.rejections).removesuffix(".json")
+        counted = plan.contributor(client)
+        if counted is not None:
+            withdraw_rejection(store, keys, client, counted.source.etag)
+
+
 def reject_all(
     store: S3Store, rejections: Sequence[Rejection], keys_of: Callable[[str], RoundKeys]
 ) -> None:

@@ -13,6 +13,7 @@ from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.rounds.robust_measurement import decide, last_measurement
+from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.stragglers.layers import Coverage
 
 
@@ -89,6 +90,20 @@ def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rej
     raise PlanError(
         f"round {context.round_id!r} was planned {most} times, and each "
         f"time updates were rejected while they were read, {len(everybody)} in all: "
-        f"{names}; the last: {rejected[0].reason}. Average the {others} others with another "
-        "round, opened for them by their ids (--client, --updates-from)"
+        f"{names}; the last: {rejected[0].reason}. {_advice(context.spec, others)}"
+    )
+
+
+def _advice(spec: RoundSpec, others: int) -> str:
+    """Say what can be done with the updates that were not rejected."""
+    if spec.inbox is not None:
+        return f"The training repeats the round, and takes the {others} others first"
+    if spec.dp is not None:
+        return (
+            f"Open another round for the {others} others, by their ids (--client): they have to "
+            "send again, since updates to a private round serve for that round alone"
+        )
+    return (
+        f"Average the {others} others with another round, opened for them by their ids (--client, "
+        "--updates-from)"
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
@@ -117,6 +117,10 @@ def _check_clients(spec: RoundSpec) -> None:
         raise SpecError("eager waits for whole groups of clients: leave out enough_clients")
 
 
+_TAKE_WHOLE_UPDATES: Final = {"dp": "dp", "masked": "masked", "inbox": "a buffered training"}
+"""Options with which no rule takes partial updates, as messages call them."""
+
+
 def _check_rule(spec: RoundSpec) -> None:
     """Check what the rule for partial updates goes with."""
     if not spec.takes_partial:
@@ -124,6 +128,9 @@ def _check_rule(spec: RoundSpec) -> None:
             why = "give a rule, too"
             if spec.robust_rule is not None:
                 why = f"rule {spec.robust_rule.name} takes whole ones unless it has a layer_quorum"
+            for name, what in _TAKE_WHOLE_UPDATES.items():
+                if getattr(spec, name) is not None:
+                    why = f"{what} takes whole ones: leave out layers"
             raise SpecError(f"layers is for rounds of partial updates: {why}")
         return
     if spec.partial_rule is not None and spec.weights != SHARES:

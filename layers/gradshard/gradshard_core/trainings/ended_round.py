@@ -79,8 +79,15 @@ def _after_version(
     invitation: Invitation,
     outcome: Outcome,
 ) -> TrainingState:
-    """Return the state after a round that made a version, which ought to be the next one."""
+    """Return the state after a round that completed, and ought to have made the next version."""
     made = outcome.version
+    if made is None:
+        return paused(
+            after,
+            f"round {invitation.round_id!r} made no version of model "
+            f"{spec.server_optimizer.model!r}: others opened a round of that name just before the "
+            "training did. Resume the training to go on with a round of another name",
+        )
     after = replace(
         after,
         completed=invitation.number,
@@ -94,13 +101,13 @@ def _after_version(
     )
     if made != invitation.version + 1:
         return paused(
-            replace(after, first_version=made or after.first_version),
+            replace(after, first_version=made),
             f"round {invitation.round_id!r} was to make version {invitation.version + 1} of model "
             f"{spec.server_optimizer.model!r} and made {made}: others changed the model just "
             "before it was opened, or opened a round of that name. Resume the training to go on "
             "from the current version",
         )
-    if spec.evaluate_every is None and made is not None:
+    if spec.evaluate_every is None:
         return apply_stop_rule(spec, after, made, outcome)
     return after
 

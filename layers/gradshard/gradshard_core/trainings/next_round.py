@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats import client_metrics
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.training_state import (
@@ -25,7 +25,7 @@ from gradshard_core.specs.round_spec import DEFAULT_TIMEOUT, RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_new_spec
 from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings import sampling, training_cost
-from gradshard_core.trainings.pause_or_end import ended, paused
+from gradshard_core.trainings.pause_or_end import ended, paused, stopped
 
 LOOKS_FOR_MEMBERS: Final = 60
 """The number of looks for enough members before the training pauses."""
@@ -42,7 +42,7 @@ def next_round(
     """Return a state with the next invitation, or in which the training waits, pauses or ends."""
     if state.status == PAUSED and state.request == STOP:
         # Cancelling a round makes it fail, maybe once too often.
-        return ended(state, f"stopped: {state.reason}")
+        return stopped(state)
     if state.status != RUNNING:
         return state
     settled = _asked_to_end(spec, state, now)
@@ -61,7 +61,7 @@ def next_round(
     state = replace(state, version=current.number, waits_until=None)
     is_evaluation = evaluation_is_due(spec, state)
     if spec.is_buffered and not is_evaluation:
-        following = _await_updates(keys, spec, state, current)
+        following = _await_updates(store, keys, spec, state, current)
         return _within_budget(keys, spec, following, current, aggregator)
     members = spec.clients if spec.clients is not None else list_members(store, keys)
     if state.tree is not None and not is_evaluation:
@@ -77,6 +77,7 @@ def next_round(
             f"{spec.most_drawn} at most: have some leave, and resume the training",
         )
     drawn, awaited = _drawn(spec, state, members, f"{keys.name} {number} {is_evaluation}")
+    state = _with_free_name(store, keys, state, number, is_evaluation=is_evaluation)
     invitation = Invitation(
         keys.round_id(number, state.repetition, is_evaluation=is_evaluation),
         number,
@@ -93,6 +94,21 @@ def next_round(
         state, invitation=invitation, lacks_members_since=None, silent=silent, drawn=()
     )
     return _within_budget(keys, spec, following, current, aggregator)
+
+
+def _with_free_name(
+    store: S3Store, keys: TrainingKeys, state: TrainingState, number: int, *, is_evaluation: bool
+) -> TrainingState:
+    """Return the state with a repetition of the next round that no round has the name of.
+
+    Others may have opened such a round, or an earlier training of the same name, which was removed.
+    """
+    repetition = state.repetition
+    while True:
+        name = keys.round_id(number, repetition, is_evaluation=is_evaluation)
+        if store.head(RoundKeys(name).spec) is None:
+            return replace(state, repetition=repetition)
+        repetition += 1
 
 
 def _drawn(
@@ -112,13 +128,18 @@ def _settings(spec: TrainingSpec, number: int) -> dict[str, Any]:
 
 
 def _await_updates(
-    keys: TrainingKeys, spec: TrainingSpec, state: TrainingState, current: Version
+    store: S3Store,
+    keys: TrainingKeys,
+    spec: TrainingSpec,
+    state: TrainingState,
+    current: Version,
 ) -> TrainingState:
     """Return a state in which everybody trains the current version, and a round awaits updates."""
     number = state.completed + 1
     if state.last_round is None or current.round_id != state.last_round:
         # An update that was trained before belongs to another model.
         state = replace(state, first_version=current.number)
+    state = _with_free_name(store, keys, state, number, is_evaluation=False)
     invitation = Invitation(
         keys.round_id(number, state.repetition),
         number,
@@ -169,7 +190,7 @@ def evaluation_spec(spec: TrainingSpec, clients: Sequence[str], awaited: int) ->
 def _asked_to_end(spec: TrainingSpec, state: TrainingState, now: datetime) -> TrainingState | None:
     """Return the state of a training that does not go on; None if it does."""
     if state.request == STOP:
-        return ended(state, f"stopped: {state.reason}")
+        return stopped(state)
     if state.request == PAUSE:
         return paused(replace(state, request=None, reason=None), f"paused: {state.reason}")
     if state.completed >= spec.rounds and not evaluation_is_due(spec, state):

@@ -25,6 +25,11 @@ def ended(state: TrainingState, cause: str) -> TrainingState:
     return replace(state, status=ENDED, cause=cause, waits_until=None, tree=_forgotten(state))
 
 
+def stopped(state: TrainingState) -> TrainingState:
+    """Return the last state of a training whose operator has asked for its end."""
+    return ended(state, f"stopped: {state.reason}")
+
+
 def _forgotten(state: TrainingState) -> NoiseTree | None:
     """Return the tree without noise that is to be taken out: no key is kept for later."""
     invitation = state.invitation

@@ -1,4 +1,4 @@
-"""Pause a training that cannot go on, with the cause."""
+"""Pause a training that cannot go on, with the cause; end it if it is asked to stop."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -6,18 +6,18 @@ from typing import Any
 
 from gradshard_core.errors import plain_failure
 from gradshard_core.formats.keys import TrainingKeys
-from gradshard_core.records.training_state import RUNNING, TrainingState, change_state
+from gradshard_core.records.training_state import RUNNING, STOP, TrainingState, change_state
 from gradshard_core.rounds.aws_requests import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.ended_round import delete_dropped_keys, dropping_keys
-from gradshard_core.trainings.pause_or_end import paused
+from gradshard_core.trainings.pause_or_end import paused, stopped
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 
 def pause_training(
     store: S3Store, name: str, *, run: int, error: str, cause: str
 ) -> dict[str, Any]:
-    """Record why a training cannot go on; safe to repeat.
+    """Record why a training cannot go on, or end it if it is asked to stop; safe to repeat.
 
     Parameters
     ----------
@@ -42,8 +42,11 @@ def pause_training(
         if state.run != run or state.status != RUNNING:
             return state
         delete_dropped_keys(store, state)
-        after = replace(paused(state, cause), changed_at=datetime.now(UTC).isoformat())
-        return dropping_keys(state, after)
+        if state.request == STOP:  # as when it is stopped later: its round is given up
+            after = replace(stopped(state), invitation=None)
+        else:
+            after = paused(state, cause)
+        return dropping_keys(state, replace(after, changed_at=datetime.now(UTC).isoformat()))
 
     state = change_state(store, TrainingKeys(name), change)
     delete_dropped_keys(store, state)
