@@ -1,7 +1,7 @@
 """The local engine's patches: what MiniStack does otherwise than AWS, corrected while it runs.
 
 Each patch says what AWS does and what MiniStack 1.5.33 does instead. Remove a patch when MiniStack
-does the same. The modules ``engine_*_patches`` have them, by service.
+does the same. The modules ``ministack_*`` have them, by service.
 """
 
 from gradshard.local_engine import (
