@@ -54,7 +54,7 @@ See what a round costs, and which settings change that. `gradshard plan` compute
 your rounds. All figures are computed from AWS's prices in us-east-1; nothing was measured on AWS.
 [Other systems](../benchmarks/published.md) have a page of their own.
 
-Dollars are per thousand rounds of {published_figures.CLIENTS} clients that the round names.
+Dollars are per thousand rounds of {published_figures.CLIENTS} clients, given by id.
 {_unnamed()}
 """
 
@@ -68,7 +68,7 @@ def _unnamed() -> str:
         for is_named in (True, False)
     )
     more = round_cost.US_EAST_1.s3(counted) - round_cost.US_EAST_1.s3(named)
-    return f"Rounds that are opened with the number of clients alone cost ${1000 * more:.2f} more."
+    return f"Rounds that know only the number of clients cost ${1000 * more:.2f} more."
 
 
 def _prices_section() -> str:
@@ -262,9 +262,10 @@ def _assumptions_section() -> str:
   {assumed_speeds.SUSTAINED_BYTES_PER_SECOND // MIB} MiB/s after
   {assumed_speeds.BURST_BYTES // MIB} MiB at {assumed_speeds.BURST_BYTES_PER_SECOND // MIB} MiB/s
   (Bodner et al., arXiv 2501.07771); with *published*,
-  {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of what GradsSharding's paper measured.
-- {assumed_speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; {MB_PER_VCPU} MB have
-  one processor. This and the bandwidth hold for every system.
+  {PUBLISHED.bytes_per_second / MIB:g} MiB/s, the middle of what the paper of
+  [GradsSharding](../benchmarks/published.md) measured.
+- {assumed_speeds.CPU_SECONDS_PER_GB} CPU-seconds per GB received and added; a function of
+  {MB_PER_VCPU} MB has one processor. The same is assumed for the other systems.
 - Each function of a round starts cold once, which Lambda bills. *Seconds* are those of warm
   functions.
 - Not counted: data transfer out of AWS, storage, logs, traces, deleting versions of models,
