@@ -28,7 +28,7 @@ from benchmarks.engine import Engine
 from benchmarks.servers import BUCKET
 from gradshard.aws.client_store import ClientStore
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.robust.inner_products import ExactSum
 from gradshard_core.units import MIB

@@ -17,13 +17,13 @@ from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.compressed_updates import encode_layout
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.masked_updates import (
     SEALED_BYTES,
     SIGNATURE_BYTES,
     Share,
     masked_layout,
 )
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.limits import aws_limits
 from gradshard_core.planning.plan import Plan

@@ -14,7 +14,7 @@ import boto3
 from botocore.config import Config
 
 from benchmarks.servers import BUCKET, REGION, aws_environment
-from gradshard.local_engine import start_stop
+from gradshard.local_engine import process_control
 from gradshard.local_engine.access_gate import read_credentials
 from gradshard_core.s3.sigv4 import Credentials
 
@@ -96,11 +96,11 @@ class Engine:
 @contextlib.contextmanager
 def serve(*, bind: str | None = None) -> Iterator[Engine]:
     """Run an engine on a free port of the loopback interface, and of ``bind`` too."""
-    port = start_stop.free_port()
+    port = process_control.free_port()
     with tempfile.TemporaryDirectory(prefix="gradshard-bench-") as name:
         folder = Path(name)
         file = folder / "credentials.json"
-        start_stop.make_credentials(file)
+        process_control.make_credentials(file)
         credentials = read_credentials(file)
         process = subprocess.Popen(
             [
@@ -123,7 +123,7 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
 
 def _await(process: "subprocess.Popen[bytes]", port: int, credentials: Credentials) -> None:
     deadline = time.monotonic() + _START_SECONDS
-    while not start_stop.answers(port, credentials):
+    while not process_control.answers(port, credentials):
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError("the engine did not start")
         time.sleep(0.1)

@@ -29,7 +29,7 @@ from gradshard import Federation
 from gradshard.client.model import Model
 from gradshard.local_engine import up_and_down
 from gradshard_core.aggregation import topologies
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.records.plan_and_manifest import read_manifest
 from gradshard_core.records.training_state import change_state

@@ -9,7 +9,7 @@ from benchmarks.runs import FUNCTION
 from benchmarks.servers import Server
 from benchmarks.suite import Progress
 from benchmarks.workload import RESNET_18, Case, Prepared, Workloads
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan, plan_to_json
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism

@@ -29,7 +29,7 @@ from gradshard import Federation
 from gradshard.client.training import Training
 from gradshard.local_engine import up_and_down
 from gradshard_core.errors import GradshardError
-from gradshard_core.formats.keys import ROUNDS, ObjectVersion, RoundKeys, parse_update_key
+from gradshard_core.formats.object_keys import ROUNDS, ObjectVersion, RoundKeys, parse_update_key
 from gradshard_core.records.training_state import ENDED, PAUSED, Invitation
 
 ROUNDS_MODE: Final = "in-rounds"

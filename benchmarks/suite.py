@@ -9,7 +9,7 @@ from benchmarks import runs
 from benchmarks.runs import ARITHMETIC, FLOWER, FUNCTION, PUBLISHED, RECEIVE, SEQUENTIAL, Row
 from benchmarks.servers import Server
 from benchmarks.workload import RESNET_18, VGG_16, Case, Prepared, Workloads
-from gradshard_core.aggregation import buffer_sizes
+from gradshard_core.aggregation import block_sizes
 from gradshard_core.costs import memory_projection
 
 CASES: Final = (
@@ -157,7 +157,7 @@ def whole_memory(case: Json) -> float:
     asked for (socket(7)).
     """
     row = case["rows"][FUNCTION.name]
-    buffers = 2 * case["clients"] * buffer_sizes.receive_buffer_bytes(case["clients"]) / 2**20
+    buffers = 2 * case["clients"] * block_sizes.receive_buffer_bytes(case["clients"]) / 2**20
     return float(
         row["idle_mib"]["median"] + row["peak_mib"]["max"] + buffers + memory_projection.RUNTIME_MB
     )

@@ -18,7 +18,7 @@ from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.costs import memory_projection
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.workload import Workload
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.planning import shard_count
 from gradshard_core.planning.client_weights import weigh

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from benchmarks.rows.measure import memory_kib, reset_peak
 from gradshard_core.costs.lambda_config import LambdaConfig
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan

@@ -21,7 +21,7 @@ def gradshard(job: Job) -> Transfer:
     from gradshard.aws.client_store import ClientStore
     from gradshard.updates import downloads, uploads
     from gradshard.updates.upload_source import FileContent
-    from gradshard_core.formats.keys import ObjectVersion
+    from gradshard_core.formats.object_keys import ObjectVersion
 
     store = ClientStore(BUCKET, make_client())
     path = Path(job["path"])

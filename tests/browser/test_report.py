@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from gradshard.report.facts import Facts
 from gradshard.report.page import page
+from gradshard.report.round_facts import Facts
 from tests.unit.report_rounds import HOSTILE, sample
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="`make test-browser` has a browser")

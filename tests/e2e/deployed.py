@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import boto3
 
 from gradshard.client.round import Round
-from gradshard.client.round_operations import LogLine
+from gradshard.client.round_logs import LogLine
 from gradshard.updates.upload_source import content_of
 from gradshard.updates.uploads import upload
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from gradshard.local_engine.start_stop import free_port
+from gradshard.local_engine.process_control import free_port
 from gradshard.local_engine.up_and_down import Engine
 from tests import reference
 from tests.e2e.command import gradshard

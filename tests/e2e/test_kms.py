@@ -17,7 +17,7 @@ import pytest
 from gradshard import Federation
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.deployment import application_sources
-from gradshard.local_engine import application, start_stop, up_and_down
+from gradshard.local_engine import application, process_control, up_and_down
 from gradshard.local_engine.up_and_down import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
@@ -52,7 +52,7 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     done = subprocess.run(
         [*line, "--parameter-overrides", *given],
         cwd=build.sources,
-        env=start_stop.child_environment(engine),
+        env=process_control.child_environment(engine),
         capture_output=True,
         text=True,
         check=False,

@@ -15,7 +15,7 @@ from gradshard.local_engine.up_and_down import Engine
 from gradshard.updates.mask import make_identity
 from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError
-from gradshard_core.keeper.records import PRIVATE_KEY
+from gradshard_core.mask_keeper.records import PRIVATE_KEY
 from tests import masked
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.masking import (

@@ -36,7 +36,7 @@ from gradshard_core.formats.headers import (
     parse_header,
     parse_samples,
 )
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, check_id, parse_update_key
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, check_id, parse_update_key
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import arrivals

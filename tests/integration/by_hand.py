@@ -9,7 +9,7 @@ import numpy as np
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats.headers import parse_header
-from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard_core.formats.object_keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan_parts import Rejection, Task
 from gradshard_core.records import model_registry

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.formats.object_keys import ModelKeys, RoundKeys
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.s3.store import S3Store

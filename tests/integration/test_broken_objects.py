@@ -9,7 +9,7 @@ from typing import Any
 import boto3
 import pytest
 
-from gradshard_core.formats.keys import ModelKeys, RoundKeys
+from gradshard_core.formats.object_keys import ModelKeys, RoundKeys
 from gradshard_core.rounds import aws_requests, waiting_record
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (

@@ -20,7 +20,7 @@ from botocore.auth import S3SigV4QueryAuth, SigV4Auth, SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from gradshard.local_engine import start_stop
+from gradshard.local_engine import process_control
 from gradshard.local_engine.up_and_down import REGION, Engine
 
 ROLE = {
@@ -320,8 +320,8 @@ def test_only_the_given_addresses_are_listened_on(engine: Engine) -> None:
 def test_the_key_is_its_users_alone(engine: Engine, tmp_path: Path) -> None:
     assert engine.credentials_file.stat().st_mode & 0o777 == 0o600
     assert engine.folder.stat().st_mode & 0o077 == 0
-    start_stop.make_credentials(tmp_path / "one")
-    start_stop.make_credentials(tmp_path / "two")
+    process_control.make_credentials(tmp_path / "one")
+    process_control.make_credentials(tmp_path / "two")
     assert (tmp_path / "one").read_text() != (tmp_path / "two").read_text()
 
 

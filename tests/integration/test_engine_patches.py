@@ -25,7 +25,7 @@ import ministack
 import pytest
 from botocore.config import Config
 
-from gradshard.local_engine.start_stop import free_port
+from gradshard.local_engine.process_control import free_port
 from gradshard.utils.crc64 import crc64_text
 
 PATCHES = sorted((Path(__file__).parents[2] / "upstream" / "ministack").glob("*.patch"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gradshard_core.formats.headers import MAX_HEADER_BYTES, MAX_HEADER_VALUES
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from tests.unit.formats.test_hostile_updates import tensors
 
 # Of plan_round and collect_update: what is left beside the interpreter and numpy.
@@ -65,7 +65,7 @@ MOST_MB = {"names": 170, "names of fewer than half": 170, "metadata": ROOM_MB}
 CHECK_ADMISSION = """
 import sys
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.rounds import admission
 from tests.integration.test_header_memory import CLIENTS, Bucket, peak_mb

@@ -15,10 +15,10 @@ import pytest
 from gradshard.aws import boto_client
 from gradshard.local_engine.up_and_down import Engine
 from gradshard_core.errors import StoreError
-from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.masked_updates import roster_digest
-from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
-from gradshard_core.keeper.request import Request, SealedSeed
+from gradshard_core.formats.object_keys import RoundKeys
+from gradshard_core.mask_keeper.records import PRIVATE_KEY, KeeperKeys, client_key
+from gradshard_core.mask_keeper.request import Request, SealedSeed
 from gradshard_core.masking import sealing, signing
 from gradshard_core.s3 import timeouts
 from gradshard_core.s3.store import S3Store

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.local_engine import start_stop, up_and_down
+from gradshard.local_engine import process_control, up_and_down
 from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
 
@@ -56,14 +56,14 @@ def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with start_stop.exclusive(4571):
+        with process_control.exclusive(4571):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with start_stop.exclusive(4571):
+    with process_control.exclusive(4571):
         thread.start()
         assert not entered.wait(0.3)
-        with start_stop.exclusive(4572):
+        with process_control.exclusive(4572):
             pass  # another engine's
     thread.join(10)
     assert entered.is_set()
@@ -105,26 +105,26 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
     monkeypatch.setattr("os.posix_spawn", spawn)
     with pytest.raises(IsADirectoryError):
         up_and_down.up(0)
-    assert not start_stop.is_group_alive(started[0].pid)
+    assert not process_control.is_group_alive(started[0].pid)
     started[0].wait()
 
 
 def test_an_engine_ends_with_its_owner_even_if_that_is_killed() -> None:
     program = """
 import os, time
-from gradshard.local_engine import lifecycle, start_stop
-engine = lifecycle.status(start_stop.free_port())
-start_stop.start(engine, None, ephemeral=True, owner=os.getpid())
-print(lifecycle.status(engine.port).pid, flush=True)
+from gradshard.local_engine import process_control, up_and_down
+engine = up_and_down.status(process_control.free_port())
+process_control.start(engine, None, ephemeral=True, owner=os.getpid())
+print(up_and_down.status(engine.port).pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
         assert owner.stdout
         pid = int(owner.stdout.readline())
-        assert start_stop.is_group_alive(pid)
+        assert process_control.is_group_alive(pid)
         owner.kill()
     for _ in poll(30, pause=0.05):
-        if not start_stop.is_group_alive(pid):
+        if not process_control.is_group_alive(pid):
             return
     os.killpg(pid, signal.SIGKILL)
     pytest.fail("the engine outlived its owner")

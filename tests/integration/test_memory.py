@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.aggregation import buffer_sizes
+from gradshard_core.aggregation import block_sizes
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.costs import memory_projection
 from gradshard_core.costs.lambda_config import LambdaConfig
@@ -20,7 +20,7 @@ from gradshard_core.formats import json_records
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.compressed_updates import encode_layout
-from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard_core.formats.object_keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
@@ -178,7 +178,7 @@ def peak_mb(
 def assert_close(peak: float, projected: float, clients: int, *, streams: int) -> None:
     """The projection is above what a function with this peak takes, and at most by half."""
     # The process shows neither the kernel's buffers nor Lambda's runtime client.
-    receiving = 2 * streams * buffer_sizes.receive_buffer_bytes(clients)
+    receiving = 2 * streams * block_sizes.receive_buffer_bytes(clients)
     whole = peak + memory_projection.RUNTIME_MB + receiving / MIB
     assert whole <= projected
     assert projected <= 1.5 * whole
@@ -209,7 +209,7 @@ def test_the_peak_of_robust_rules_stays_under_the_projection(
         assert_close(peak, projected, clients, streams=clients)
     else:
         # The positions of 4,096 stretches of each input are projected, and here are few.
-        receiving = 2 * clients * buffer_sizes.receive_buffer_bytes(clients) / MIB
+        receiving = 2 * clients * block_sizes.receive_buffer_bytes(clients) / MIB
         assert peak + memory_projection.RUNTIME_MB + receiving <= projected
 
 
@@ -220,7 +220,7 @@ def test_the_peak_of_a_private_sum_stays_under_the_projection(
     name = f"memory-private-{clients}-{dtype}"
     peak, projected = peak_mb(store, name, clients, dtype, update_bytes(clients), is_private=True)
     print(f"{clients} clients, {dtype}, private: peak {peak} MB, projected {projected:.1f} MB")
-    receiving = 2 * clients * buffer_sizes.receive_buffer_bytes(clients) / MIB
+    receiving = 2 * clients * block_sizes.receive_buffer_bytes(clients) / MIB
     assert peak + memory_projection.RUNTIME_MB + receiving <= projected
 
 
@@ -259,7 +259,7 @@ def test_the_peak_of_decoding_stays_under_the_projection(
     name = f"memory-{codec}-{clients}"
     peak, projected = peak_mb(store, name, clients, "F32", update_bytes(clients), codec=codec)
     print(f"{clients} clients, {codec}: peak {peak} MB, projected {projected:.1f} MB")
-    receiving = 2 * clients * buffer_sizes.receive_buffer_bytes(clients) / MIB
+    receiving = 2 * clients * block_sizes.receive_buffer_bytes(clients) / MIB
     assert peak + memory_projection.RUNTIME_MB + receiving <= projected
     assert projected <= 128 or (codec, clients) == ("topk", 64)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import ModelNotFoundError, ModelStateError
-from gradshard_core.formats.keys import ModelKeys
+from gradshard_core.formats.object_keys import ModelKeys
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.rounds.abort_round import abort_round

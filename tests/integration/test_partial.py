@@ -8,7 +8,7 @@ import pytest
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.rounds.quorum import QuorumError
 from tests import reference
 from tests.integration.by_hand import Round, Update, layout_of

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.records.noise_key import read_noise_key, write_noise_key
 from gradshard_core.rounds.abort_round import abort_round

@@ -8,7 +8,7 @@ import boto3
 import pytest
 
 from gradshard_core.errors import ChangedObjectError, StoreError
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Traffic

@@ -13,7 +13,7 @@ from gradshard.tickets import http_client
 from gradshard.tickets.issuer import issue_ticket
 from gradshard.tickets.round_ticket import Ticket
 from gradshard_core.errors import TicketError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.s3 import retries
 from tests.unit.fakes import MemoryStore
 

@@ -34,7 +34,7 @@ from gradshard_core.errors import (
     WaitTimeoutError,
 )
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.ticket_urls import signed_lengths

@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradshard.local_engine.start_stop import free_port
+from gradshard.local_engine.process_control import free_port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 120

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # `make test-client` tests the wheel without extras, and so without those of masked rounds.
 NEEDS_MASKING = re.compile(
-    r"^from (gradshard_core\.(masking|keeper)|gradshard\.updates\.(mask|seed_derivation)"
+    r"^from (gradshard_core\.(masking|mask_keeper)|gradshard\.updates\.(mask|mask_seeds)"
     r"|tests\.unit\.keeper_in_memory)\b|^from tests import .*\bmasked\b",
     re.MULTILINE,
 )

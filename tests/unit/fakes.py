@@ -20,7 +20,7 @@ from gradshard_core.errors import (
     StoreError,
     UpdateError,
 )
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import ANYTHING, ListedObject
 from gradshard_core.s3.traffic import Meter

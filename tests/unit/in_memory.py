@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.specs.round_spec import RoundSpec

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
+from gradshard_core.mask_keeper.records import PRIVATE_KEY, KeeperKeys, client_key
 from gradshard_core.masking import sealing, signing
 from tests import masked, reference
 from tests.unit.fakes import MemoryStore, MemoryWire

@@ -8,7 +8,7 @@ import pytest
 from gradshard.client.model import Model
 from gradshard.updates.tensors import Array
 from gradshard_core.costs.lambda_config import LambdaConfig
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_json import parse_plan
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.model_registry import Version

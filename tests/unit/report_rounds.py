@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from gradshard.report.facts import Facts, facts_of
+from gradshard.report.round_facts import Facts, facts_of
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.round_projection import project
 from gradshard_core.costs.workload import Workload

@@ -5,7 +5,7 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from gradshard.report.facts import Facts
+from gradshard.report.round_facts import Facts
 from gradshard.report.training_facts import training_facts
 
 STARTED = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -16,7 +16,7 @@ from gradshard.client.round import Round
 from gradshard.updates.compression import Compression
 from gradshard.updates.tensors import pack, unpack
 from gradshard_core.errors import UpdateError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import encode_header
 from tests import compressed
 from tests.unit.fakes import MemoryStack, MemoryStore

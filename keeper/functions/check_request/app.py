@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from gradshard_core.keeper.check_request import check_request
+from gradshard_core.mask_keeper.check_request import check_request
 from gradshard_core.observability import embedded_metrics
 from gradshard_core.s3.http_transport import function_store
 

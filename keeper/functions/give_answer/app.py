@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gradshard_core.keeper.give_answer import give_answer
+from gradshard_core.mask_keeper.give_answer import give_answer
 from gradshard_core.observability import embedded_metrics
 from gradshard_core.s3.http_transport import function_store
 

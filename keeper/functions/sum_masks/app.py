@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from gradshard_core.keeper.sum_masks import sum_masks
+from gradshard_core.mask_keeper.sum_masks import sum_masks
 from gradshard_core.observability import embedded_metrics
 from gradshard_core.s3.http_transport import function_store
 from gradshard_core.s3.task_client import TaskS3Client

@@ -9,7 +9,7 @@ import click
 from gradshard.cli.options import connected, json_option
 from gradshard.cli.output import print_json
 from gradshard.cli.terminal_progress import waiting
-from gradshard.client.round_operations import LogLine
+from gradshard.client.round_logs import LogLine
 from gradshard.utils.text import escape_terminal
 
 if TYPE_CHECKING:

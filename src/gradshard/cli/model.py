@@ -22,7 +22,7 @@ from gradshard.cli.output import cell, confirm, confirm_file, print_json
 from gradshard.cli.terminal_progress import progress_bar
 from gradshard.cli.ticket import load
 from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.formats.keys import DEFAULT_MODEL
+from gradshard_core.formats.object_keys import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation

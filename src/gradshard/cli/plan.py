@@ -24,8 +24,8 @@ from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.costs import aws_prices, large_round_limits, memory_projection
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, MEMORIES_MB, LambdaConfig
 from gradshard_core.costs.round_projection import Projection
-from gradshard_core.costs.round_workload import workload_of
 from gradshard_core.costs.workload import Workload
+from gradshard_core.costs.workload_of_spec import workload_of
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.limits import aws_limits
 from gradshard_core.limits.own_limits import MAX_CLIENTS

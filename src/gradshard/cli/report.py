@@ -9,8 +9,8 @@ import click
 from gradshard.cli.options import connected, json_option, output_option, quiet_option
 from gradshard.cli.output import confirm, print_json
 from gradshard.cli.terminal_progress import waiting
-from gradshard.report.facts import Facts, compared, facts_of
 from gradshard.report.page import page
+from gradshard.report.round_facts import Facts, compared, facts_of
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize
 

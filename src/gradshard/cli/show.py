@@ -15,7 +15,7 @@ from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.ticket import load, named
 from gradshard.client.decision_text import sample_in_words, verdict_on
 from gradshard.utils.text import format_size, pluralize
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import shorten
 
 if TYPE_CHECKING:

@@ -7,19 +7,19 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
-from gradshard.client import round_operations
+from gradshard.client import operator_actions
 from gradshard.client.stack import Stack
 from gradshard.deployment.defaults import DEFAULT_PORT
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, TrainingStateError
-from gradshard_core.formats.keys import DEFAULT_MODEL, RoundKeys
+from gradshard_core.formats.object_keys import DEFAULT_MODEL, RoundKeys
 
 if TYPE_CHECKING:
     from gradshard.client.model import Model
-    from gradshard.client.participation import Evaluate, Participation, Train
     from gradshard.client.rejection_watch import OnRejection
     from gradshard.client.round import Round
     from gradshard.client.round_options import RoundOptions
     from gradshard.client.training import Training
+    from gradshard.client.training_loop import Evaluate, Participation, Train
     from gradshard.client.training_start import ListedTraining, TrainingOptions
     from gradshard.updates.compression import Compression
     from gradshard.updates.mask import Mask
@@ -132,7 +132,7 @@ class Federation:
 
         return Model(self.stack, name)
 
-    def rounds(self, state: str | None = None) -> Iterator[round_operations.ListedRound]:
+    def rounds(self, state: str | None = None) -> Iterator[operator_actions.ListedRound]:
         """Yield the rounds that run or have run in the last 90 days, the newest first.
 
         Parameters
@@ -146,7 +146,7 @@ class Federation:
         SpecError
             There is no such state.
         """
-        return round_operations.list_rounds(self.stack, state)
+        return operator_actions.list_rounds(self.stack, state)
 
     def cancel_all(self, reason: str) -> Iterator["Round"]:
         """Cancel every round that has not ended, and yield each cancelled round.
@@ -156,9 +156,9 @@ class Federation:
         SpecError
             There is no reason.
         """
-        round_operations.check_reason(reason)
+        operator_actions.check_reason(reason)
         seen: set[str] = set()
-        while running := round_operations.running(self.stack) - seen:
+        while running := operator_actions.running(self.stack) - seen:
             for name in sorted(running):
                 round_ = self.round(name)
                 # It may have been completed since it was listed.
@@ -295,8 +295,8 @@ class Federation:
         StoreError, ServiceError
             S3 rejects the client's requests, or cannot be reached for longer than ``patience``.
         """
-        from gradshard.client.participation import DEFAULT_PATIENCE_SECONDS, participate
-        from gradshard.client.training_access import Member
+        from gradshard.client.training_loop import DEFAULT_PATIENCE_SECONDS, participate
+        from gradshard.client.training_participant import Member
 
         name = self._only_training() if training is None else training
         seconds = DEFAULT_PATIENCE_SECONDS if patience is None else patience

@@ -4,7 +4,7 @@ from typing import Any
 
 from gradshard.client.round import Round
 from gradshard.client.stack import Stack
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.specs.training_spec import TrainingSpec
 

@@ -9,7 +9,7 @@ from gradshard.client.stack import Stack
 from gradshard.deployment.defaults import DEFAULT_PORT, KEEPER_STACK
 from gradshard.updates.mask import need_libraries
 from gradshard_core.errors import KeeperError
-from gradshard_core.keeper.records import CLIENTS, PRIVATE_KEY, KeeperKeys, client_key
+from gradshard_core.mask_keeper.records import CLIENTS, PRIVATE_KEY, KeeperKeys, client_key
 
 
 class Keeper:

@@ -20,7 +20,7 @@ from gradshard_core.aggregation.model_buffers import (
     stretches_of,
 )
 from gradshard_core.errors import ModelStateError, PrivacyBudgetError
-from gradshard_core.formats.keys import DEFAULT_MODEL, ModelKeys, StoredTensors
+from gradshard_core.formats.object_keys import DEFAULT_MODEL, ModelKeys, StoredTensors
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

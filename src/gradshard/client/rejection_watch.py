@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gradshard.client.training_access import ClientRound, TrainingAccess
+from gradshard.client.training_participant import ClientRound, TrainingAccess
 from gradshard_core.errors import TicketError, TicketUnansweredError
 from gradshard_core.records.inbox import has_counted
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.client import round_operations
+from gradshard.client import operator_actions, round_logs
 from gradshard.client.layer_upload import LayerUpload
-from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.round_participant import RoundAccess, Source
 from gradshard.client.round_status import StatusPoller, read_status
 from gradshard.client.stack import Stack
 from gradshard.tickets.issuer import DEFAULT_SECONDS, issue_ticket
@@ -38,7 +38,7 @@ from gradshard_core.errors import (
     TicketError,
 )
 from gradshard_core.formats.compressed_updates import check_taken
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.records.assignment import read_assignments
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.model_registry import Version, read_version
@@ -378,7 +378,7 @@ class Round(RoundAccess):
             The round has ended, or neither opening nor planning it ends; or its clients were drawn
             in secret.
         """
-        return round_operations.close_round(self._stack, self.keys)
+        return operator_actions.close_round(self._stack, self.keys)
 
     def cancel(self, reason: str) -> str:
         """Stop the round and clean up; it has then failed, with the reason as its cause.
@@ -397,7 +397,7 @@ class Round(RoundAccess):
         RoundStateError
             The round was completed, maybe just now, and stays so.
         """
-        return round_operations.cancel_round(self._stack, self.keys, reason)
+        return operator_actions.cancel_round(self._stack, self.keys, reason)
 
     def remove(self) -> None:
         """Delete the objects of the round, all versions, for good; it must have ended.
@@ -409,9 +409,9 @@ class Round(RoundAccess):
         RoundStateError
             The round has not ended.
         """
-        round_operations.remove_round(self._stack, self.keys)
+        operator_actions.remove_round(self._stack, self.keys)
 
-    def log(self) -> list[round_operations.LogLine]:
+    def log(self) -> list[round_logs.LogLine]:
         """Return what the functions logged about the round, the newest last.
 
         Raises
@@ -419,7 +419,7 @@ class Round(RoundAccess):
         RoundNotFoundError
             There is no such round.
         """
-        return round_operations.round_log(self._stack, self.keys)
+        return round_logs.round_log(self._stack, self.keys)
 
     def verify(
         self, *, sample: float = 0.01, seed: str | None = None, progress: Progress | None = None

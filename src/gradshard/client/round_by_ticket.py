@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradshard.client.round_access import RoundAccess, Source
+from gradshard.client.round_participant import RoundAccess, Source
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.ticket_upload import TicketUpload
 from gradshard.tickets.url_requests import TicketRequests, UrlReader
@@ -15,7 +15,7 @@ from gradshard.updates.upload_source import Content, PaddedContent, check_finite
 from gradshard.updates.uploads import Progress, ignore_progress
 from gradshard_core.errors import RoundFailed, RoundStateError, UpdateError
 from gradshard_core.formats.compressed_updates import check_taken
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 
 
 class TicketRound(RoundAccess):

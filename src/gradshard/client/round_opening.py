@@ -8,7 +8,7 @@ from gradshard.client.executions import Execution
 from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import GradshardError, RoundExistsError, RoundFailed, SpecError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_spec import MOST_BYTES, read_spec
 from gradshard_core.specs.round_spec import RoundSpec

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Final
 from gradshard.client.executions import Execution
 from gradshard.client.stack import Stack
 from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
+from gradshard_core.formats.object_keys import (
     UPDATE_SUFFIX,
     RoundKeys,
     TrainingKeys,
     is_client,
     parse_update_key,
 )
-from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.records.manifest_status import parse_manifest
 from gradshard_core.records.plan_and_manifest import piece_reader, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from botocore.exceptions import ClientError
 
-from gradshard.client import round_operations
+from gradshard.client import operator_actions
 from gradshard.client.stack import Stack
 from gradshard.client.training_progress import ProgressReader
 from gradshard.tickets.issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
@@ -28,7 +28,7 @@ from gradshard_core.errors import (
     WaitTimeoutError,
 )
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.records.inbox import (
     UncountedUpdate,
     count_rejected,
@@ -420,7 +420,7 @@ class Training:
                 return
             keys = RoundKeys(state.invitation.round_id)
             try:
-                round_operations.cancel_round(self._stack, keys, reason)
+                operator_actions.cancel_round(self._stack, keys, reason)
             except RoundNotFoundError:
                 state = self.state()
             except RoundStateError:

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
-from gradshard.client.participation import (
+from gradshard.client.rejection_watch import OnRejection
+from gradshard.client.round_by_ticket import TicketRound
+from gradshard.client.training_loop import (
     DEFAULT_PATIENCE_SECONDS,
     Evaluate,
     Participation,
     Train,
     participate,
 )
-from gradshard.client.rejection_watch import OnRejection
-from gradshard.client.round_by_ticket import TicketRound
 from gradshard.tickets.http_client import Response
 from gradshard.tickets.round_ticket import ticket_of
 from gradshard.tickets.ticket_file import NOT_A_TICKET
@@ -30,7 +30,7 @@ from gradshard_core.errors import (
     TicketUnansweredError,
     TrainingNotFoundError,
 )
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.records.training_notice import Notice, NoticeUrls
 from gradshard_core.records.training_state import ENDED, Invitation, TrainingState
 

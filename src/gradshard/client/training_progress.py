@@ -10,7 +10,7 @@ from gradshard_core.aggregation import metric_means
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header, parse_samples
-from gradshard_core.formats.keys import UPDATE_SUFFIX, RoundKeys
+from gradshard_core.formats.object_keys import UPDATE_SUFFIX, RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.s3.store import ListedObject, S3Store

@@ -15,7 +15,7 @@ from gradshard_core.errors import (
     WaitTimeoutError,
 )
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import TRAININGS, TrainingKeys, is_id
+from gradshard_core.formats.object_keys import TRAININGS, TrainingKeys, is_id
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.training_state import (
     ENDED,

@@ -19,10 +19,6 @@ from gradshard.deployment.defaults import STACK
 from gradshard_core.errors import DeployError
 from gradshard_core.limits import aws_limits
 
-ANSWERS: Final = "deploy.toml"
-KEEPER_ANSWERS: Final = "deploy-keeper.toml"
-"""The files of the guide's answers, in the user's folder of settings."""
-
 KEEPER_ENVIRONMENT: Final = "keeper"
 """The table of `samconfig.toml` with the settings of the mask keeper's stack."""
 
@@ -113,7 +109,7 @@ def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
     sam = application_sources.find_sam()
     application_sources.check_builder()
     with application_sources.folder() as sources:
-        config = _config_file(options, sources, KEEPER_ANSWERS if keeper else ANSWERS)
+        config = _config_file(options, sources, user_config.answers(keeper=keeper))
         if options.value("--stack-name") or not options.guided:
             _check_name(_deployed(config, options))
         defaults = {_ARCHITECTURE: _TEMPLATES_ARCHITECTURE}
@@ -194,10 +190,10 @@ def _as_arguments(parameters: Mapping[str, str]) -> list[str]:
     return [f'{name}="{value}"' for name, value in parameters.items()]
 
 
-def _config_file(options: Options, sources: Path, name: str) -> Path:
+def _config_file(options: Options, sources: Path, kept: Path) -> Path:
     """Choose where `sam` reads its settings, and keeps what the guide is answered."""
     shipped = sources / "samconfig.toml"
-    answers = options.config_file or user_config.folder() / name
+    answers = options.config_file or kept
     if answers.is_file():
         return answers
     if not options.guided:

@@ -9,12 +9,19 @@ from typing import Final
 from gradshard_core.errors import DeployError
 
 _STACKS: Final = "stacks.json"
+_ANSWERS: Final = "deploy.toml"
+_KEEPER_ANSWERS: Final = "deploy-keeper.toml"
 
 
 def folder() -> Path:
     """Return the user's folder for gradshard's settings, which may not exist yet."""
     config = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
     return Path(config) / "gradshard"
+
+
+def answers(*, keeper: bool) -> Path:
+    """Return the file that keeps what the guide of `gradshard deploy` was answered."""
+    return folder() / (_KEEPER_ANSWERS if keeper else _ANSWERS)
 
 
 def remember_region(stack: str, region: str) -> None:

@@ -3,22 +3,12 @@
 # Annotations stay unread, so that the documentation can be built without Flower.
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import Any
 
 from flwr.app import ConfigRecord, Message, RecordDict
-from flwr.serverapp import Grid
 
 from gradshard.flower.arrays import RECORD
-from gradshard_core.errors import SpecError
-
-LOG: Final = logging.getLogger("flwr")
-
-
-def by_number(_grid: Grid, nodes: Sequence[int]) -> dict[int, str]:
-    """Name clients by their node ids, padded with zeros, so that text sorts as numbers do."""
-    return {node: f"{node:020d}" for node in nodes}
 
 
 def failure(reply: Message, round_id: str) -> str | None:
@@ -31,25 +21,6 @@ def failure(reply: Message, round_id: str) -> str | None:
     if announced["round"] != round_id:
         return f"it uploaded to round {announced['round']!r}, not to {round_id!r}"
     return None
-
-
-def named(names: Mapping[int, str], nodes: Sequence[int]) -> dict[int, str]:
-    """Return the names of those nodes that have one; the others may be gone, and are logged."""
-    named = {node: names[node] for node in nodes if node in names}
-    if len(named) < len(nodes):
-        LOG.warning(
-            "configure_train: client_names gave %d of %d nodes no name; they are left out",
-            len(nodes) - len(named),
-            len(nodes),
-        )
-    given = list(named.values())
-    twice = next((name for name in given if given.count(name) > 1), None)
-    if twice is not None:
-        raise SpecError(
-            f"client_names gives {given.count(twice)} nodes the name {twice!r}: each needs its "
-            "own, or the first upload keeps out the other"
-        )
-    return named
 
 
 def with_order(message: Message, order: Mapping[str, Any]) -> Message:

@@ -17,15 +17,16 @@ from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consis
 
 from gradshard.client.federation import Federation
 from gradshard.flower.arrays import read_arrays, view
-from gradshard.flower.messages import LOG, by_number, counted, failure, named, with_order
+from gradshard.flower.client_names import LOG, by_number, named
+from gradshard.flower.messages import counted, failure, with_order
 from gradshard.flower.update_combination import combination_of
 from gradshard.tickets.issuer import DEFAULT_SECONDS, issue_download_ticket, issue_ticket
 from gradshard.updates.downloads import download_file
 from gradshard.updates.upload_source import model_content_of
 from gradshard.updates.uploads import upload
 from gradshard_core.errors import RoundFailed, RoundStateError, SpecError
-from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.masked_updates import roster_digest
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.limits import aws_limits
 from gradshard_core.records import model_registry

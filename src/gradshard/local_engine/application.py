@@ -13,6 +13,7 @@ from botocore.config import Config
 from gradshard.aws.boto_client import connect
 from gradshard.deployment import application_sources
 from gradshard.deployment.defaults import KEEPER_STACK, STACK
+from gradshard.local_engine.process_control import child_environment, tail_of
 from gradshard.local_engine.running_engines import (
     Engine,
     has_application,
@@ -20,7 +21,6 @@ from gradshard.local_engine.running_engines import (
     url_of,
 )
 from gradshard.local_engine.sam_build import Build, find_or_make_build
-from gradshard.local_engine.start_stop import child_environment, tail_of
 from gradshard_core.errors import EngineError
 
 Progress = Callable[[str], None]

@@ -16,6 +16,7 @@ from gradshard.local_engine.application import (
     deploy_if_changed,
     write_container_settings,
 )
+from gradshard.local_engine.process_control import exclusive, free_port, is_ready, start, stop
 from gradshard.local_engine.running_engines import (
     REGION,
     Engine,
@@ -26,7 +27,6 @@ from gradshard.local_engine.running_engines import (
     session,
     status,
 )
-from gradshard.local_engine.start_stop import exclusive, free_port, is_ready, start, stop
 from gradshard_core.errors import EngineError
 
 __all__ = [

@@ -22,7 +22,7 @@ from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.costs import measured_round_cost, round_cost
 from gradshard_core.costs.round_cost import Bill
 from gradshard_core.errors import GradshardError, RoundFailed, RoundStateError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB

@@ -4,11 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gradshard.report.facts import Facts, compared
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.parts.part import format_dollars
+from gradshard.report.round_facts import Facts, compared
+from gradshard.report.summary_sentence import COMPLETED, FAILED
 from gradshard.report.tables import NUMBER, Column, measured, table, unknown
-from gradshard.report.verdict import COMPLETED, FAILED
 from gradshard.utils.text import format_duration, format_size
 
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradshard.report.comparison import comparison
-from gradshard.report.facts import Facts
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.parts.part import Detail, Part
+from gradshard.report.round_facts import Facts
 from gradshard.report.round_section import parts_of, round_section
 from gradshard.report.style import STYLE
-from gradshard.report.verdict import explanations, headline
+from gradshard.report.summary_sentence import explanations, headline
 from gradshard.utils.text import pluralize
 
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -22,7 +22,7 @@ def page(rounds: Sequence[Facts], *, made_at: str) -> str:
     Parameters
     ----------
     rounds
-        The results of :func:`gradshard.report.facts.facts_of`.
+        The results of :func:`gradshard.report.round_facts.facts_of`.
     made_at
         The time at which the rounds were read.
     """

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from gradshard.report.comparison import state_label
-from gradshard.report.facts import Facts
 from gradshard.report.markup import Markup, named, tag
 from gradshard.report.parts.clients import clients_part
 from gradshard.report.parts.cost import cost_part
@@ -12,7 +11,8 @@ from gradshard.report.parts.layers import layers_part
 from gradshard.report.parts.part import Detail, Part, shorten
 from gradshard.report.parts.settings import settings_part
 from gradshard.report.parts.tasks import tasks_part
-from gradshard.report.verdict import outcome
+from gradshard.report.round_facts import Facts
+from gradshard.report.summary_sentence import outcome
 
 
 def parts_of(facts: Facts, detail: Detail) -> list[Part]:
@@ -34,7 +34,7 @@ def round_section(facts: Facts, parts: Sequence[Part], number: int, *, is_alone:
     Parameters
     ----------
     facts
-        The result of :func:`gradshard.report.facts.facts_of`.
+        The result of :func:`gradshard.report.round_facts.facts_of`.
     parts
         The result of :func:`parts_of`.
     number

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from gradshard.report.facts import Facts
+from gradshard.report.round_facts import Facts
 from gradshard_core.formats.client_metrics import most_frequent
-from gradshard_core.formats.keys import sender_of
+from gradshard_core.formats.object_keys import sender_of
 
 
 def training_facts(status: Mapping[str, Any], read_at: datetime) -> Facts:

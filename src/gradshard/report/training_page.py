@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradshard.report.charts import Axis, Chart, axis, axis_between, dots, line, mark
-from gradshard.report.facts import Facts
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.page import document
 from gradshard.report.parts.part import Part, format_moment, shorten
+from gradshard.report.round_facts import Facts
 from gradshard.report.round_section import folding
 from gradshard.report.tables import NUMBER, TIME, Column, facts_table, measured, table, unknown
 from gradshard.report.training_facts import metric_names

@@ -17,7 +17,7 @@ from gradshard.tickets.allowed_hosts import is_url, origin_of
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.utils.atomic_file import atomic_file
 from gradshard_core.errors import TicketError
-from gradshard_core.formats.keys import TrainingKeys, check_id
+from gradshard_core.formats.object_keys import TrainingKeys, check_id
 from gradshard_core.records.training_notice import Notice, NoticeUrls
 
 VERSION: Final = 1

@@ -1,15 +1,15 @@
 """Requests with a ticket's URLs, and what their responses mean for the ticket."""
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from functools import cached_property
-from typing import Final, NoReturn, Protocol
+from typing import Final, NoReturn
 
 from urllib3.exceptions import HTTPError
 
 from gradshard.tickets.http_client import MAX_RESPONSE_BYTES, HttpClient, Response
+from gradshard.tickets.ticket_validity import AnyTicket, invalid
 from gradshard_core.errors import ChangedObjectError, TicketError, TicketUnansweredError
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.range_streams import Body
 from gradshard_core.s3.retries import Retries
@@ -21,26 +21,6 @@ TRANSIENT_CODES: Final = frozenset(
 """Errors of S3 that a retry may not meet: of a slow connection, or of two requests at once."""
 
 _MAX_LENGTH_DIGITS: Final = 15
-
-
-class AnyTicket(Protocol):
-    """A ticket, as far as its requests are concerned."""
-
-    @property
-    def client(self) -> str:
-        """The client that it is for."""
-
-    @property
-    def about(self) -> str:
-        """The round or training of the ticket, in errors."""
-
-    @property
-    def expires_at(self) -> datetime:
-        """The time at which S3 rejects it."""
-
-    @property
-    def host(self) -> str:
-        """The host of its requests."""
 
 
 class TicketRequests:
@@ -104,18 +84,7 @@ class TicketRequests:
         """Say why S3 does not take the ticket; of its response only the code, which is plain."""
         if not (response.is_of_s3 or response.code):
             raise self.not_s3(str(response.status_code))
-        ticket = self.ticket
-        if datetime.now(UTC) >= ticket.expires_at:
-            why = f"it expired at {ticket.expires_at.isoformat(timespec='seconds')}"
-        else:
-            why = (
-                f"S3 answered {response.code or response.status_code}: the credentials "
-                "it was made with have ended, or may not do this"
-            )
-        raise TicketError(
-            f"the ticket of client {ticket.client!r} in {ticket.about} is not valid: "
-            f"{why}; ask its operator for another"
-        )
+        raise invalid(self.ticket, response.code or str(response.status_code))
 
     def check_is_s3(self, response: Response) -> None:
         """Check that an answer comes from S3.

@@ -112,7 +112,7 @@ class Mask:
 
         ``digest`` is the SHA-256 of the update's bytes, and ``scale`` the factor of its elements.
         """
-        from gradshard.updates.seed_derivation import derive
+        from gradshard.updates.mask_seeds import derive
         from gradshard_core.masking import sealing, signing
 
         key = self.key()

@@ -6,7 +6,7 @@ from gradshard.aws.client_store import ClientStore
 from gradshard.updates.upload_source import Content
 from gradshard.updates.uploads import checksum_of
 from gradshard_core.errors import RoundStateError, UpdateError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records.model_registry import layout_of, read_version
 from gradshard_core.records.plan_and_manifest import read_manifest, read_plan

@@ -5,7 +5,7 @@ from typing import Final
 
 from gradshard.verification.round_provenance import StatedRound
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.s3.store import S3Store

@@ -5,14 +5,14 @@ from contextlib import closing
 from functools import partial
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.buffer_sizes import SLICE_BYTES
+from gradshard_core.aggregation.block_sizes import SLICE_BYTES
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.aggregation.kernel import Source
 from gradshard_core.aggregation.masked_sum import SUBTRACTED
 from gradshard_core.aggregation.optimizer_step import Applier
 from gradshard_core.aggregation.sharding import sums_bytes
 from gradshard_core.formats.compressed_updates import EncodedRuns
-from gradshard_core.formats.keys import ObjectVersion, StoredTensors
+from gradshard_core.formats.object_keys import ObjectVersion, StoredTensors
 from gradshard_core.planning.output_objects import NextModel
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task

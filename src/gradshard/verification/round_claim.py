@@ -30,7 +30,8 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.headers import Header, header_length, parse_samples
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.masked_updates import Share, masked_layout
+from gradshard_core.formats.object_keys import (
     ObjectVersion,
     RoundKeys,
     StoredTensors,
@@ -38,7 +39,6 @@ from gradshard_core.formats.keys import (
     base_version,
     sender_of,
 )
-from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 from gradshard_core.planning.client_weights import weights_of
 from gradshard_core.planning.grouping import Grouping, group, layer_ranges

@@ -26,7 +26,7 @@ from gradshard_core.aggregation.optimizer_step import NonFiniteModelError, state
 from gradshard_core.aggregation.sharding import clip
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.keys import StoredTensors
+from gradshard_core.formats.object_keys import StoredTensors
 from gradshard_core.formats.tensor_layout import Layout, shorten
 from gradshard_core.s3.store import S3Store
 

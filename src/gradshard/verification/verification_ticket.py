@@ -23,7 +23,7 @@ from gradshard.verification.round_claim import Claim, read_claim
 from gradshard.verification.round_provenance import StatedRound
 from gradshard.verification.round_verification import Verification, VerificationError, verify_claim
 from gradshard_core.errors import RoundNotFoundError, TicketError
-from gradshard_core.formats.keys import RoundKeys, StoredTensors, check_id
+from gradshard_core.formats.object_keys import RoundKeys, StoredTensors, check_id
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.traffic import Meter

@@ -14,7 +14,7 @@ from gradshard_core.formats import compressed_updates
 from gradshard_core.formats.codecs import topk
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.compressed_updates import EncodedRuns, parse_update
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.s3.range_streams import ReorderedStream
 from tests import compressed

@@ -21,7 +21,7 @@ from gradshard_core.aggregation.kernel import (
 )
 from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
 from gradshard_core.formats.headers import header_length, parse_header
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, encode_header
 from gradshard_core.planning import shard_count
 from gradshard_core.planning.client_weights import weigh

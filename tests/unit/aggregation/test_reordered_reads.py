@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import reordered_reads
-from gradshard_core.aggregation.buffer_sizes import SLICE_BYTES, reorder_memory_bytes
+from gradshard_core.aggregation.block_sizes import SLICE_BYTES, reorder_memory_bytes
 from gradshard_core.aggregation.reordered_reads import (
     GAP_BYTES,
     GROUPED,
@@ -21,7 +21,7 @@ from gradshard_core.aggregation.reordered_reads import (
     requests,
 )
 from gradshard_core.errors import ChangedObjectError, StoreError
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.s3 import range_streams, retries
 from gradshard_core.s3.range_streams import ReorderedStream

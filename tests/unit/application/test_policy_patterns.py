@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.object_keys import (
     RESERVED_CLIENTS,
     ModelKeys,
     RoundKeys,

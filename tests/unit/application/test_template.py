@@ -19,7 +19,7 @@ from samtranslator.translator.translator import Translator  # type: ignore[impor
 
 from gradshard.tickets.issuer import MAX_SECONDS
 from gradshard_core.costs import assumed_speeds
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.limits.aws_limits import MAX_STACK_NAME
 from gradshard_core.limits.own_limits import MAX_CLIENTS, MAX_TIMEOUT
 from gradshard_core.rounds import aws_requests, rejections

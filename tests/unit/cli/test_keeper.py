@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gradshard.client import keeper as keepers
-from gradshard_core.keeper.records import PRIVATE_KEY, KeeperKeys, client_key
+from gradshard_core.mask_keeper.records import PRIVATE_KEY, KeeperKeys, client_key
 from gradshard_core.masking import sealing
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStore

@@ -19,7 +19,7 @@ from gradshard.client.federation import Federation
 from gradshard.client.model import Model
 from gradshard.client.training import Training
 from gradshard_core.errors import TrainingExistsError, TrainingFailed, TrainingStateError
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records.training_state import Best, Invitation, TrainingState, read_state
 from gradshard_core.trainings.start_training import start_training

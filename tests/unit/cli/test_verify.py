@@ -8,7 +8,7 @@ import pytest
 
 from gradshard.cli import main
 from gradshard.client import federation
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from tests.unit.fakes import MemoryStack
 from tests.unit.model_rounds import MemoryFederation
 

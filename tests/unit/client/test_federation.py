@@ -29,7 +29,7 @@ from gradshard_core.errors import (
     UpdateError,
     WaitTimeoutError,
 )
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Runs, encode_header
 from gradshard_core.limits import aws_limits
 from gradshard_core.planning.output_objects import StoredHeader

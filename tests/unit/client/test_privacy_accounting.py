@@ -16,7 +16,7 @@ from gradshard.client.privacy_accounting import (
     epsilon_of,
 )
 from gradshard_core.errors import PrivacyBudgetError, SpecError
-from gradshard_core.formats.keys import StoredTensors
+from gradshard_core.formats.object_keys import StoredTensors
 from gradshard_core.privacy.noise_tree import Place
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.privacy.secret_sampling import SecretDraw, SecretSample

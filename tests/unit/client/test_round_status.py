@@ -8,7 +8,7 @@ import pytest
 
 from gradshard.client.round_status import StatusPoller
 from gradshard_core.errors import BrokenObjectError, UnreadableObjectError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from tests.unit.client.test_federation import OPENED, SPEC, plan_json
 from tests.unit.fakes import MemoryStack, MemoryStore
 

@@ -12,8 +12,8 @@ import pytest
 from gradshard_core.costs import request_counts, round_cost
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.request_counts import Requests
-from gradshard_core.costs.round_workload import lists_of
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.costs.workload_of_spec import lists_of
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan

@@ -3,7 +3,7 @@
 import json
 from dataclasses import replace
 
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout, Runs
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import parse_plan, plan_to_json

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard_core.aggregation import buffer_sizes, sharding, topologies
+from gradshard_core.aggregation import block_sizes, sharding, topologies
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.costs import (
     assumed_speeds,
@@ -296,14 +296,14 @@ def test_memory_projection_is_its_arithmetic() -> None:
 
 def test_accumulators_of_an_order_share_the_room_of_one() -> None:
     # A MiB of four inputs; a third of it is 341 KiB, five times 64; a sixth 170, twice 64.
-    assert [buffer_sizes.block_bytes(4, depth) for depth in (1, 2, 3, 6)] == [
+    assert [block_sizes.block_bytes(4, depth) for depth in (1, 2, 3, 6)] == [
         MIB,
         MIB // 2,
         5 * 64 * 1024,
         2 * 64 * 1024,
     ]
     # Never less than 64 KiB: of 64 inputs each has 160 KiB, two times 64.
-    assert [buffer_sizes.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
+    assert [block_sizes.block_bytes(64, depth) for depth in (1, 2, 6)] == [131072, 65536, 65536]
     alone, nested = (memory_projection.project_memory(4, depth=depth) for depth in (1, 3))
     assert alone - nested == pytest.approx(8 * 1 - 8 * 3 * 0.3125)
 

@@ -4,8 +4,8 @@ import itertools
 from html.parser import HTMLParser
 from typing import Final
 
-from gradshard.report.facts import Facts
 from gradshard.report.page import page
+from gradshard.report.round_facts import Facts
 
 MADE_AT: Final = "2026-03-01 13:00 UTC"
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from gradshard.report.facts import Facts
 from gradshard.report.page import page
+from gradshard.report.round_facts import Facts
 from tests.unit.report.html_page import MADE_AT, read
 from tests.unit.report_rounds import HOSTILE, sample
 

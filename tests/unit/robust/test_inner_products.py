@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard_core.aggregation import buffer_sizes, kernel
+from gradshard_core.aggregation import block_sizes, kernel
 from gradshard_core.aggregation.kernel import NonFiniteSumError, Source, WeightedRange, aggregate
 from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.costs import memory_projection
@@ -133,7 +133,7 @@ def test_products_are_those_of_rounded_chunks_whatever_the_cut(
     buffers = [(t.start, t.end) for i, t in enumerate(layout_of(updates).tensors) if i == buffer]
     buffers = [stretch for stretch in buffers if stretch[0] < stretch[1]]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (inner_products, buffer_sizes):
+        for module in (inner_products, block_sizes):
             patch.setattr(module, "ROW_BYTES", 8 * chunk)
         patch.setattr(inner_products, "MOST_ELEMENTS", 8 * chunk + 8)
         patch.setattr(kernel, "SLICE_BYTES", at_once * 8 * chunk + 8)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from gradshard_core.aggregation.buffer_sizes import ROW_BYTES
+from gradshard_core.aggregation.block_sizes import ROW_BYTES
 from gradshard_core.aggregation.kernel import WeightedRange, aggregate
 from gradshard_core.formats.tensor_layout import Span
 from gradshard_core.robust.inner_products import ExactSum, Measuring, chunk_ranges, cut_chunks

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import arrivals, aws_requests
 from gradshard_core.rounds.arrivals import Update

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Runs
 from gradshard_core.planning.grouping import layer_ranges
 from gradshard_core.planning.plan import Plan

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.aggregation.addition_order import parse_order
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import history_events
+from gradshard_core.limits import state_machine_history
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import bad_inputs, overflow_rejection
 from gradshard_core.rounds.quorum import QuorumError
@@ -160,7 +160,7 @@ def test_attackers_of_many_elements_cannot_have_the_round_planned_for_ever(
     sent: dict[str, Sent] = {"a": (of("F32", *[1] * 5), 1)}
     sent |= {f"e{i}": (of("F32", *np.eye(5)[i] * 3e38), 2**53) for i in range(5)}
     assert run(machine, sent, weights="counts")["attempts"] == 6
-    monkeypatch.setattr(history_events, "most_attempts", lambda _levels: 3)
+    monkeypatch.setattr(state_machine_history, "most_attempts", lambda _levels: 3)
     with pytest.raises(PlanError, match=r"planned 3 times, .* 3 in all: e0, e1, e2; the last: "):
         run(machine, sent, weights="counts")
 

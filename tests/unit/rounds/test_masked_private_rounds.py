@@ -24,8 +24,8 @@ from gradshard_core.specs.round_spec_checks import parse_spec
 from tests import masked, reference
 from tests.unit.fakes import MemoryStack
 from tests.unit.in_memory import Machine
-from tests.unit.keeper.test_attacks import Counted, Watched, answer_interrupted
 from tests.unit.keeper_in_memory import Keeper, MaskedRound
+from tests.unit.mask_keeper.test_attacks import Counted, Watched, answer_interrupted
 from tests.unit.rounds.test_private_rounds import put_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")

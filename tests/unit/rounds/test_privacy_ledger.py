@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gradshard_core.errors import PrivacyBudgetError
-from gradshard_core.formats.keys import ModelKeys
+from gradshard_core.formats.object_keys import ModelKeys
 from gradshard_core.privacy.noise_tree import Place
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.records.privacy_ledger import (

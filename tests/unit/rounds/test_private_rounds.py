@@ -10,7 +10,7 @@ import pytest
 
 from gradshard.client.privacy_accounting import is_installed, privacy_in_words
 from gradshard_core.errors import PlanError, SpecError, StoreError
-from gradshard_core.formats.keys import ModelKeys, StoredTensors
+from gradshard_core.formats.object_keys import ModelKeys, StoredTensors
 from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

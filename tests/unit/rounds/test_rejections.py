@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import rejections
 from gradshard_core.units import MIB

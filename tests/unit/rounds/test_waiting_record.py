@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import StoreError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.records import model_registry
 from gradshard_core.rounds import aws_requests, plan_round, waiting_record
 from gradshard_core.rounds.abort_round import abort_round

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.costs.round_workload import workload_of
 from gradshard_core.costs.workload import Workload
+from gradshard_core.costs.workload_of_spec import workload_of
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.specs.training_spec import OPTIONS, TrainingSpec
 from gradshard_core.specs.training_spec_checks import parse_training_spec
-from gradshard_core.trainings.sampling import count_invited
+from gradshard_core.trainings.client_sampling import count_invited
 
 ROUND = {"server_optimizer": "fedavg"}
 MODELS = {"optimizer": "fedavg", "updates": "models"}

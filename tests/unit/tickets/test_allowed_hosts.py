@@ -10,7 +10,7 @@ from gradshard.tickets.allowed_hosts import check_origin, is_url, origin_of
 from gradshard.tickets.issuer import issue_ticket
 from gradshard.tickets.round_ticket import Ticket
 from gradshard_core.errors import TicketError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from tests.unit.fakes import MemoryStore
 
 

@@ -34,7 +34,7 @@ from gradshard.updates.upload_source import PaddedContent, TensorContent
 from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, parse_header
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.limits.aws_limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
 from gradshard_core.records.ticket_urls import MAX_LENGTHS, signed_lengths

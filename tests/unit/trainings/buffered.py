@@ -8,7 +8,7 @@ from typing import Any
 
 from gradshard.client.inbox import Inbox
 from gradshard.updates.deltas import change_of
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.rounds.abort_round import abort_round

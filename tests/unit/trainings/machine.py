@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from gradshard.client import participation
+from gradshard.client import training_loop
 from gradshard.client.model import Model
 from gradshard.client.rejection_watch import RejectionWatch
 from gradshard.client.training import Training
-from gradshard.client.training_access import Member
+from gradshard.client.training_participant import Member
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import GradshardError
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.training_state import Invitation, TrainingState, read_state
 from gradshard_core.rounds import aws_requests
@@ -390,7 +390,7 @@ class Machine:
             return done
 
         member = Member(self.stack, self.training, client)
-        worker = participation._Worker(member, RejectionWatch(member), work, work, None, None)
+        worker = training_loop._Worker(member, RejectionWatch(member), work, work, None, None)
         try:
             assert worker.answer(invitation)
         except SilentError:

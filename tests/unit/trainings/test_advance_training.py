@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
-from gradshard.client import participation
+from gradshard.client import training_loop
 from gradshard.client.executions import Execution
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.headers import parse_header
-from gradshard_core.formats.keys import ModelKeys, RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.object_keys import ModelKeys, RoundKeys
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.plan_and_manifest import piece_reader
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
@@ -715,7 +715,7 @@ def test_assignments_are_settings_of_each_client_and_follow_its_speed(
 ) -> None:
     """AMBLE: the fast client, 8 times as fast, gets work for as long as the slow one takes."""
     clock, seen = [0.0], dict[tuple[str, int], Any]()
-    monkeypatch.setattr(participation, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(training_loop, "time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     def train(client: str, model: Mapping[str, Any], invitation: Invitation) -> Any:
         seen[client, invitation.number] = invitation.settings

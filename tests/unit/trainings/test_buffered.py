@@ -14,7 +14,7 @@ import pytest
 
 from gradshard.client.model import Model
 from gradshard.client.round_status import StatusPoller
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings import training_cost

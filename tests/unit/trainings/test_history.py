@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gradshard_core.limits.history_events import MAX_EVENTS
+from gradshard_core.limits.state_machine_history import MAX_EVENTS
 from gradshard_core.trainings.advance_training import STEPS_PER_RUN
 
 ROOT = Path(__file__).parents[3]

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard.client.training_access import Member
-from gradshard_core.formats.keys import RoundKeys, parse_renewal_key
+from gradshard.client.training_participant import Member
 from gradshard_core.formats.list_pieces import is_in_pieces
+from gradshard_core.formats.object_keys import RoundKeys, parse_renewal_key
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
 from gradshard_core.records.training_notice import Notice

@@ -14,14 +14,14 @@ from gradshard.tickets.round_ticket import ticket_of
 from gradshard.updates.mask import Mask, make_identity
 from gradshard.updates.upload_source import PaddedContent, content_of
 from gradshard_core.errors import SpecError, UpdateError
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.masking import sealing
 from gradshard_core.records.ticket_urls import build_ticket, max_update_bytes, sent_layout
 from gradshard_core.records.training_state import PAUSED, RUNNING, Invitation, TrainingState
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.specs.training_spec_checks import parse_training_spec
-from gradshard_core.trainings.ended_round import record_ended_round
+from gradshard_core.trainings.record_round import record_ended_round
 from gradshard_core.trainings.round_outcome import Outcome
 from gradshard_core.trainings.start_training import start_training
 from tests import masked, reference

@@ -12,7 +12,7 @@ import pytest
 from gradshard.client.executions import Execution
 from gradshard.client.privacy_accounting import privacy_in_words
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.privacy.privacy_mechanism import parse_privacy
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger

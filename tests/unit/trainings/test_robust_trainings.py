@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import PlanError, PrivacyBudgetError, SpecError
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Task
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from gradshard_core.rounds.aggregate_shard import aggregate_shard

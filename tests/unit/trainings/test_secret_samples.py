@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradshard.client.operator_actions import close_round
 from gradshard.client.privacy_accounting import privacy_in_words
-from gradshard.client.round_operations import close_round
 from gradshard.client.round_status import StatusPoller
-from gradshard.report.facts import facts_of
-from gradshard.report.verdict import outcome
+from gradshard.report.round_facts import facts_of
+from gradshard.report.summary_sentence import outcome
 from gradshard_core.errors import PlanError, RoundStateError, SpecError
-from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import is_in_pieces
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.privacy.privacy_mechanism import parse_privacy
@@ -26,7 +26,7 @@ from gradshard_core.rounds import arrivals, first_plan, layout_check, plan_assem
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.specs.training_spec_checks import parse_training_spec
-from gradshard_core.trainings.sampling import draw_in_secret
+from gradshard_core.trainings.client_sampling import draw_in_secret
 from tests import reference
 from tests.unit.trainings.machine import MODEL, Machine
 from tests.unit.trainings.test_large_trainings import lower_sizes

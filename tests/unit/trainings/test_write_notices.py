@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records.assignment import write_assignments
 from gradshard_core.records.training_notice import Notice

@@ -16,7 +16,7 @@ from gradshard.updates.residual import Residual, sum_of_squares
 from gradshard.updates.upload_source import Content, FileContent, TensorContent
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.units import MIB
 from tests import compressed, reference
 from tests.blas import blas_threads

@@ -11,7 +11,7 @@ from gradshard.updates import downloads
 from gradshard.updates.downloads import download_bytes, download_file
 from gradshard_core.costs import client_transfers
 from gradshard_core.errors import ChangedObjectError, DigestError, StoreError
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from tests.unit.fakes import MemoryStore
 
 KEY = "rounds/r/update.safetensors"

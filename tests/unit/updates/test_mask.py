@@ -14,7 +14,7 @@ from gradshard.updates.uploads import upload
 from gradshard_core.costs import client_transfers
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.headers import parse_header
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.masking import sealing
 from gradshard_core.masking.sealing import SealContext

@@ -24,7 +24,7 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.addition_order import SEQUENTIAL, Order
-from gradshard_core.aggregation.buffer_sizes import SLICE_BYTES, WIDENING, block_bytes
+from gradshard_core.aggregation.block_sizes import SLICE_BYTES, WIDENING, block_bytes
 from gradshard_core.aggregation.sharding import clip
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.dtypes import DTYPES, DType

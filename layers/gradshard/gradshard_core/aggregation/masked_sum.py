@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
-from gradshard_core.aggregation import arithmetic, buffer_sizes
+from gradshard_core.aggregation import arithmetic, block_sizes
 from gradshard_core.aggregation.fixed_point import RingEncoding
 from gradshard_core.aggregation.kernel import Block, Piece, Source
 from gradshard_core.formats.dtypes import in_ring, unmasked
@@ -69,7 +69,7 @@ class RingSum:
 
     def block_bytes(self, inputs: int) -> int:
         """Return the size of a block in bytes of the layout."""
-        return buffer_sizes.block_bytes(inputs)
+        return block_sizes.block_bytes(inputs)
 
     def take(
         self, sources: Sequence[Source], weights: Sequence[float | None], block: Block

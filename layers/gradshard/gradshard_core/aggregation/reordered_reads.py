@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from typing import Final, NamedTuple, Self
 
-from gradshard_core.aggregation.buffer_sizes import reorder_memory_bytes
+from gradshard_core.aggregation.block_sizes import reorder_memory_bytes
 from gradshard_core.formats.tensor_layout import Runs
 from gradshard_core.units import MIB
 

@@ -17,7 +17,7 @@ import numpy as np
 from gradshard_core.aggregation.arithmetic import Array
 from gradshard_core.aggregation.model_buffers import check_patterns
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import DEFAULT_MODEL, check_id
+from gradshard_core.formats.object_keys import DEFAULT_MODEL, check_id
 
 FEDAVG: Final = "fedavg"
 LINEAR: Final = (FEDAVG, "fedavgm")

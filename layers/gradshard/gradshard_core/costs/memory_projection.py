@@ -3,7 +3,7 @@
 import math
 from typing import Final
 
-from gradshard_core.aggregation.buffer_sizes import (
+from gradshard_core.aggregation.block_sizes import (
     ROW_BYTES,
     SLICE_BYTES,
     STEP_ELEMENTS,

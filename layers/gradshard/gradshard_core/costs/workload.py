@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from gradshard_core.aggregation.buffer_sizes import WIDENING
+from gradshard_core.aggregation.block_sizes import WIDENING
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.costs.request_counts import NO_LISTS, Lists

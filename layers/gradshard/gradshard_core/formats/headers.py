@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
-from gradshard_core import gc_pause
+from gradshard_core import garbage_collection
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.tensor_layout import (
     PREFIX_BYTES,
@@ -78,7 +78,7 @@ def header_length(prefix: bytes, object_bytes: int) -> int:
     return length
 
 
-@gc_pause.paused()
+@garbage_collection.paused()
 def parse_header(header: bytes, object_bytes: int) -> Header:
     """Read and check a whole safetensors header.
 

@@ -1,8 +1,8 @@
 """The bytes of a masked update: its key stream, its sealed seed, and its signature.
 
 docs/masked-protocol.md has the steps of the protocol, and who learns what. Here is all that a
-client in another language needs besides, and in :mod:`gradshard_core.keeper.request` what a keeper
-needs.
+client in another language needs besides, and in :mod:`gradshard_core.mask_keeper.request` what a
+keeper needs.
 
 **Notation.** Sums of elements are modulo 2ᵏ. ‖ is concatenation. frame(a, b, …) is, for each text
 in turn, its length in 8 bytes, most significant first, and its UTF-8. hex is hexadecimal in lower

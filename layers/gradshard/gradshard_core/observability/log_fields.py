@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from gradshard_core.formats.keys import parse_renewal_key, parse_update_key
+from gradshard_core.formats.object_keys import parse_renewal_key, parse_update_key
 from gradshard_core.formats.s3_notifications import is_notification, parse_notifications
 from gradshard_core.observability.memory import peak_memory_mb
 

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, Protocol
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError
 from gradshard_core.formats.headers import parse_header
-from gradshard_core.formats.keys import ModelKeys, StoredTensors
+from gradshard_core.formats.object_keys import ModelKeys, StoredTensors
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 
 IN_PLAN_BYTES: Final = 64 * 1024

@@ -9,8 +9,8 @@ from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
 from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.formats.compressed_updates import EncodedRuns
-from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.masked_updates import Share
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout, Runs, Span, encode_header
 from gradshard_core.planning.output_objects import (
     NO_HEADER,

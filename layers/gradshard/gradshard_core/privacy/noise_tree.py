@@ -32,7 +32,7 @@ import numpy as np
 
 from gradshard_core.aggregation.kernel import Source
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import check_id
+from gradshard_core.formats.object_keys import check_id
 from gradshard_core.privacy.noise import BLOCK
 
 MAX_LEAVES: Final = 2048

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gradshard_core.aggregation import arithmetic
-from gradshard_core.aggregation.buffer_sizes import block_bytes
+from gradshard_core.aggregation.block_sizes import block_bytes
 from gradshard_core.aggregation.kernel import Block, Piece, Source, pieces_of
 from gradshard_core.aggregation.sharding import count_elements
 from gradshard_core.formats.tensor_layout import Span

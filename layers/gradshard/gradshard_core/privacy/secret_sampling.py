@@ -37,7 +37,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import check_id
+from gradshard_core.formats.object_keys import check_id
 
 NOBODY_BITS: Final = 44
 """-log₂ of the largest probability of drawing nobody beside a client. A draw of nobody is repeated,

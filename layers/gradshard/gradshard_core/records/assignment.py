@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.records.plan_and_manifest import piece_reader, stored
 from gradshard_core.records.training_state import Invitation
 from gradshard_core.s3.store import S3Store

@@ -1,9 +1,9 @@
 """The updates of a buffered training that have arrived and have not counted yet.
 
 A client uploads an update under the version of the model that it began from
-(:meth:`gradshard_core.formats.keys.TrainingKeys.inbox`). A round takes as many as make a version,
-in the order in which they arrived; its plan freezes them. Once it has completed, the training's
-state names them, so that none counts twice.
+(:meth:`gradshard_core.formats.object_keys.TrainingKeys.inbox`). A round takes as many as make a
+version, in the order in which they arrived; its plan freezes them. Once it has completed, the
+training's state names them, so that none counts twice.
 """
 
 from collections import Counter
@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.object_keys import (
     ROUNDS,
     TrainingKeys,
     is_client,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from gradshard_core.aggregation.arithmetic import shares_of
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, PlannedLayerWeights
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import RoundSpec

@@ -21,7 +21,7 @@ from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import ModelNotFoundError, ModelStateError
 from gradshard_core.formats.headers import parse_header
-from gradshard_core.formats.keys import ModelKeys, RoundKeys, StoredTensors
+from gradshard_core.formats.object_keys import ModelKeys, RoundKeys, StoredTensors
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.plan_and_manifest import read_manifest

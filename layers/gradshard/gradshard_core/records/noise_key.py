@@ -6,7 +6,7 @@ No client may read it: with the key, anyone can subtract the noise from the resu
 import os
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.privacy.noise import KEY_BYTES
 from gradshard_core.s3.store import S3Store
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import (
     Get,
     ListWriter,
@@ -15,6 +14,7 @@ from gradshard_core.formats.list_pieces import (
     is_in_pieces,
     name_of,
 )
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.records.manifest_status import parse_manifest
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.store import S3Store

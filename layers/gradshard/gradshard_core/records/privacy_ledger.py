@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, Self
 
 from gradshard_core.errors import PrivacyBudgetError
-from gradshard_core.formats.keys import ModelKeys
+from gradshard_core.formats.object_keys import ModelKeys
 from gradshard_core.privacy.noise_tree import depth
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.s3.retries import conditional_write_attempts

@@ -8,8 +8,8 @@ import json
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.masked_updates import masked_layout
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.presigned_urls import add_url
 from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.specs.masking_options import Agreement

@@ -11,8 +11,8 @@ from functools import cached_property, partial
 from typing import Any, Final, Self
 
 from gradshard_core.errors import TrainingNotFoundError
-from gradshard_core.formats.keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
+from gradshard_core.formats.object_keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.privacy.noise_tree import NoiseTree, Place
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.privacy.secret_sampling import SecretDraw

@@ -34,7 +34,7 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.buffer_sizes import ROW_BYTES, block_bytes
+from gradshard_core.aggregation.block_sizes import ROW_BYTES, block_bytes
 from gradshard_core.aggregation.kernel import (
     Block,
     NonFiniteSumError,

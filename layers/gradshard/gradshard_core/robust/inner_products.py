@@ -23,7 +23,7 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gradshard_core.aggregation.buffer_sizes import MAX_ELEMENT_BYTES, ROW_BYTES, chunks_at_once
+from gradshard_core.aggregation.block_sizes import MAX_ELEMENT_BYTES, ROW_BYTES, chunks_at_once
 from gradshard_core.aggregation.kernel import Block, Piece, Source, check_finite
 from gradshard_core.aggregation.model_buffers import Stretches, is_in
 from gradshard_core.aggregation.sharding import Shard, aligned

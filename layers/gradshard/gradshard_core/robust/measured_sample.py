@@ -17,7 +17,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple, Self
 
-from gradshard_core.aggregation.buffer_sizes import ROW_BYTES
+from gradshard_core.aggregation.block_sizes import ROW_BYTES
 from gradshard_core.formats.tensor_layout import Span
 from gradshard_core.robust.inner_products import chunk_start
 

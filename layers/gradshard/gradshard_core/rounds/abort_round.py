@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.output_objects import next_model_keys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NamedTuple
 
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout, Runs
 from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.rounds import arrivals, rejections

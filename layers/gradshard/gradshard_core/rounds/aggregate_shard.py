@@ -14,7 +14,7 @@ from gradshard_core.aggregation.kernel import NonFiniteSumError
 from gradshard_core.aggregation.optimizer_step import Applier, NonFiniteModelError, Write
 from gradshard_core.aggregation.sharding import sums_bytes
 from gradshard_core.errors import ChangedObjectError, PlanError, UnsentError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
 from gradshard_core.planning.output_objects import Output
 from gradshard_core.planning.plan import Plan

@@ -13,7 +13,8 @@ from gradshard_core.formats.headers import (
     header_length,
     parse_samples,
 )
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.masked_updates import Share
+from gradshard_core.formats.object_keys import (
     UPDATE_SUFFIX,
     ObjectVersion,
     RoundKeys,
@@ -21,7 +22,6 @@ from gradshard_core.formats.keys import (
     parse_update_key,
     sender_of,
 )
-from gradshard_core.formats.masked_updates import Share
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds.buffered_round import Address

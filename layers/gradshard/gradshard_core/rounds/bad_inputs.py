@@ -5,7 +5,7 @@ been deleted since planning.
 """
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.buffer_sizes import MAX_ELEMENT_BYTES, ROW_BYTES
+from gradshard_core.aggregation.block_sizes import MAX_ELEMENT_BYTES, ROW_BYTES
 from gradshard_core.aggregation.sharding import aligned
 from gradshard_core.errors import ChangedObjectError
 from gradshard_core.formats.codecs.topk import TopK

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.object_keys import (
     ObjectVersion,
     RoundKeys,
     TrainingKeys,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from gradshard_core.formats.compressed_updates import EncodedLayout
-from gradshard_core.formats.keys import InboxId, RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import InboxId, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records import model_registry
 from gradshard_core.records.inbox import read_counted, short_etag

@@ -4,7 +4,7 @@ from typing import Any
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.compressed_updates import EncodedLayout
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.object_keys import (
     RoundKeys,
     check_id,
     parse_answer_key,

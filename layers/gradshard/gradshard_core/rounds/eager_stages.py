@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import history_events
+from gradshard_core.limits import state_machine_history
 from gradshard_core.planning.client_weights import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Level, Participants, Stage
@@ -87,9 +87,9 @@ def next_stage(context: PlanContext, previous: Plan) -> Plan:
 
 def _check_stages(context: PlanContext, previous: Plan) -> None:
     """Raise if the execution's history would become too long."""
-    if previous.stage.number >= history_events.MAX_STAGES:
+    if previous.stage.number >= state_machine_history.MAX_STAGES:
         raise PlanError(
-            f"round {context.round_id!r} was resumed {history_events.MAX_STAGES} times, and "
+            f"round {context.round_id!r} was resumed {state_machine_history.MAX_STAGES} times, and "
             f"{len(previous.stage.awaited)} groups are still awaited; its execution's history "
             "would become too long. Average what was sent with another round (--updates-from)"
         )

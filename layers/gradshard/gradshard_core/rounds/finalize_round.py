@@ -10,8 +10,8 @@ from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.costs.large_round_limits import REPORT_READERS
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.list_pieces import ListWriter
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.output_objects import Output
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection, Task

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from gradshard_core.aggregation.reordered_reads import ADVICE
 from gradshard_core.costs.large_round_limits import READ_AT_ONCE
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.list_pieces import PIECE
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Runs
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (

@@ -21,7 +21,7 @@ from gradshard_core.errors import (
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.compressed_updates import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task

@@ -6,9 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from gradshard_core.errors import KeeperError
-from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.keeper.request import Refusal, Request, SealedSeed
-from gradshard_core.limits import history_events
+from gradshard_core.formats.object_keys import RoundKeys
+from gradshard_core.limits import state_machine_history
+from gradshard_core.mask_keeper.request import Refusal, Request, SealedSeed
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
 from gradshard_core.records.stored_spec import read_spec
@@ -85,7 +85,7 @@ def next_plan(context: PlanContext, previous: Plan) -> Plan:
     """
     store, keys = context.store, context.keys
     number = previous.stage.number + 1
-    if number > history_events.MAX_STAGES:
+    if number > state_machine_history.MAX_STAGES:
         raise KeeperError(f"the round was resumed {number} times, and has no answer to go on with")
     stage = replace(previous.stage, number=number, entered_at=context.request.entered_at)
     answered = _with_answer(store, keys, previous)

@@ -13,8 +13,8 @@ from gradshard_core.formats.compressed_updates import (
     further_runs,
     parse_codec_error,
 )
-from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.masked_updates import Share, masked_layout
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout, Runs
 from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.rounds.arrivals import Update

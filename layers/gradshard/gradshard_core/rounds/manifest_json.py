@@ -31,7 +31,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from gradshard_core.aggregation.sharding import count_elements
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Participants
 from gradshard_core.records.manifest_status import COMPLETED, FAILED

@@ -7,8 +7,8 @@ from typing import Any
 
 from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.model_registry import Version

@@ -28,7 +28,7 @@ from gradshard_core.aggregation.sharding import clip, sums_bytes
 from gradshard_core.errors import ChangedObjectError, PlanError
 from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.dtypes import DTYPES, DType
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout, shorten
 from gradshard_core.planning.output_objects import NextModel
 from gradshard_core.planning.plan import Plan

@@ -10,7 +10,7 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.buffer_sizes import ROW_BYTES
+from gradshard_core.aggregation.block_sizes import ROW_BYTES
 from gradshard_core.aggregation.masked_sum import ring_spans
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
@@ -18,8 +18,8 @@ from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.costs import memory_projection
 from gradshard_core.costs.round_projection import Projection
-from gradshard_core.costs.round_workload import lists_of
 from gradshard_core.costs.workload import Workload
+from gradshard_core.costs.workload_of_spec import lists_of
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.compressed_updates import EncodedRuns, further_runs
 from gradshard_core.formats.dtypes import DTYPES

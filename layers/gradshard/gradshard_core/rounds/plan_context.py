@@ -5,7 +5,7 @@ from typing import NamedTuple
 from gradshard_core.aggregation.model_buffers import Stretches
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import ModelStateError, PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version

@@ -4,7 +4,7 @@ from typing import Any
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import PlanError, StoreError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
 from gradshard_core.records.plan_and_manifest import piece_writer, read_plan

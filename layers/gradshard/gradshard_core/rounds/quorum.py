@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from gradshard_core.errors import GradshardError, PlanError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import rejections
 from gradshard_core.rounds.admission import Admission

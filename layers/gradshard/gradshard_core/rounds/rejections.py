@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from gradshard_core.costs.request_counts import HEADS_BEFORE_LIST
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.object_keys import (
     RoundKeys,
     parse_inbox_id,
     parse_update_key,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import history_events
+from gradshard_core.limits import state_machine_history
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.plan_and_manifest import read_replan
@@ -81,7 +81,7 @@ def _read_rejections(context: PlanContext, plan: Plan) -> tuple[Rejection, ...]:
 
 def _check_attempts(context: PlanContext, previous: Plan, rejected: Sequence[Rejection]) -> None:
     """Raise if rejected contributors have had the round planned again too often."""
-    most = history_events.most_attempts(len(previous.levels))
+    most = state_machine_history.most_attempts(len(previous.levels))
     if context.request.attempt < most or not rejected:
         return
     everybody = [*previous.participants.rejected, *rejected]

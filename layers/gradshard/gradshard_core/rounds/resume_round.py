@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.costs.request_counts import HEADS_BEFORE_LIST, LOOKS_OF_A_LIST
-from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.formats.list_pieces import StoredList
-from gradshard_core.limits import history_events
+from gradshard_core.formats.object_keys import RoundKeys
+from gradshard_core.limits import state_machine_history
 from gradshard_core.rounds import buffered_round, waiting_record
 from gradshard_core.rounds.arrival_record import count_arrivals, record_arrivals, record_parts
 from gradshard_core.rounds.arrivals import arrived
@@ -80,7 +80,7 @@ def _is_due(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str, see
     groups = len(spec.groups())
     left = groups if awaited is None else len(awaited)
     ready = len(ready_groups(spec, there, awaited))
-    return 0 < ready >= min(history_events.stage_size(groups), left)
+    return 0 < ready >= min(state_machine_history.stage_size(groups), left)
 
 
 def _is_enough_recorded(store: S3Store, keys: RoundKeys, spec: RoundSpec, arriving: str) -> bool:

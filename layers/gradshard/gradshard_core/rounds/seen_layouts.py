@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from gradshard_core.formats.compressed_updates import parse_update
 from gradshard_core.formats.headers import Header
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, Tensor
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from gradshard_core.aggregation import kernel
-from gradshard_core.aggregation.buffer_sizes import (
+from gradshard_core.aggregation.block_sizes import (
     SLICE_BYTES,
     chunks_at_once,
     receive_buffer_bytes,
@@ -21,7 +21,7 @@ from gradshard_core.aggregation.model_buffers import split_spans
 from gradshard_core.aggregation.reordered_reads import Range
 from gradshard_core.aggregation.sharding import count_elements, sums_bytes
 from gradshard_core.formats.compressed_updates import EncodedRuns
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Runs, Span
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import BrokenObjectError, StoreError
-from gradshard_core.formats.keys import RoundKeys
+from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.records.plan_and_manifest import piece_reader
 from gradshard_core.rounds import aws_requests
 from gradshard_core.s3.retries import conditional_write_attempts

@@ -8,10 +8,10 @@ from concurrent.futures import Executor, Future, wait
 from itertools import accumulate
 from typing import Protocol
 
-from gradshard_core.aggregation.buffer_sizes import SLICE_BYTES
+from gradshard_core.aggregation.block_sizes import SLICE_BYTES
 from gradshard_core.aggregation.reordered_reads import Group, Range, groups, requests
 from gradshard_core.errors import StoreError
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Runs
 from gradshard_core.s3 import timeouts
 from gradshard_core.s3.retries import Retries

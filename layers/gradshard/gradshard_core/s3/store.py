@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.formats import json_records
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.s3.json_reads import JsonReads
 from gradshard_core.s3.multipart_requests import MultipartUploads
 from gradshard_core.s3.range_streams import Body, RangeStream

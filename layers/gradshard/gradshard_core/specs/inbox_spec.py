@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import check_id
+from gradshard_core.formats.object_keys import check_id
 from gradshard_core.specs.option_kinds import WholeNumber
 
 MAX_VERSION: Final = 99_999_999

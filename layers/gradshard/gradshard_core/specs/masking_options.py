@@ -12,8 +12,8 @@ from gradshard_core.aggregation.fixed_point import FixedPoint, RingEncoding
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.keys import ObjectVersion
 from gradshard_core.formats.masked_updates import elements_of, roster_digest
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.privacy.noisy_fixed_point import NoisyFixedPoint
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy

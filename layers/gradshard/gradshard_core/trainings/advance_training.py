@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import TrainingNotFoundError
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.records.stored_spec import with_room
 from gradshard_core.records.training_state import (
     ENDED,
@@ -19,12 +19,12 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.training_spec import TrainingSpec
-from gradshard_core.trainings.ended_round import (
+from gradshard_core.trainings.next_round import next_round, training_round
+from gradshard_core.trainings.record_round import (
     delete_dropped_keys,
     dropping_keys,
     record_ended_round,
 )
-from gradshard_core.trainings.next_round import next_round, training_round
 from gradshard_core.trainings.round_outcome import read_outcome
 from gradshard_core.trainings.stale_updates import reject_stale_updates, reject_waiting_updates
 from gradshard_core.trainings.training_events import publish_if_stopped

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.formats import client_metrics
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.training_state import (
@@ -24,7 +24,7 @@ from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import DEFAULT_TIMEOUT, RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_new_spec
 from gradshard_core.specs.training_spec import TrainingSpec
-from gradshard_core.trainings import sampling, training_cost
+from gradshard_core.trainings import client_sampling, training_cost
 from gradshard_core.trainings.pause_or_end import ended, paused, stopped
 
 LOOKS_FOR_MEMBERS: Final = 60
@@ -116,11 +116,13 @@ def _drawn(
 ) -> tuple[Sequence[str], int]:
     """Return the clients that a round invites, and how many of them it awaits."""
     if spec.secret_sample is not None:
-        drawn = state.drawn or sampling.draw_in_secret(members, spec.secret_sample.probability)
+        drawn = state.drawn or client_sampling.draw_in_secret(
+            members, spec.secret_sample.probability
+        )
         return drawn, len(drawn)
-    invited, awaited = sampling.count_invited(spec, len(members))
+    invited, awaited = client_sampling.count_invited(spec, len(members))
     seed = f"{spec.seed} {which} {state.redraws}"
-    return sampling.draw(members, invited, seed=seed, silent=state.silent), awaited
+    return client_sampling.draw(members, invited, seed=seed, silent=state.silent), awaited
 
 
 def _settings(spec: TrainingSpec, number: int) -> dict[str, Any]:

@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import plain_failure
-from gradshard_core.formats.keys import TrainingKeys
+from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.records.training_state import RUNNING, STOP, TrainingState, change_state
 from gradshard_core.rounds.aws_requests import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
-from gradshard_core.trainings.ended_round import delete_dropped_keys, dropping_keys
 from gradshard_core.trainings.pause_or_end import paused, stopped
+from gradshard_core.trainings.record_round import delete_dropped_keys, dropping_keys
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 

@@ -14,7 +14,7 @@ from gradshard_core.costs.large_round_limits import READ_AT_ONCE
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.headers import header_length, parse_header
-from gradshard_core.formats.keys import ObjectVersion, RoundKeys, base_version
+from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, base_version
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.inbox import list_uncounted
 from gradshard_core.records.training_state import ENDED, TrainingState

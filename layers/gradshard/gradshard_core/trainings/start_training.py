@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from gradshard_core.aggregation import model_buffers
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
-from gradshard_core.formats.keys import ModelKeys, TrainingKeys
+from gradshard_core.formats.object_keys import ModelKeys, TrainingKeys
 from gradshard_core.limits.own_limits import MAX_CLIENTS
 from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records import model_registry, privacy_ledger
@@ -18,7 +18,7 @@ from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import check_layout
 from gradshard_core.specs.training_spec_checks import parse_training_spec
-from gradshard_core.trainings.sampling import count_invited
+from gradshard_core.trainings.client_sampling import count_invited
 
 STARTING_SECONDS: Final = 900
 """A training that has a model but no state after this time has failed to start. All retries of

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from gradshard_core.errors import ModelNotFoundError, TrainingNotFoundError
-from gradshard_core.formats.keys import (
+from gradshard_core.formats.object_keys import (
     NOTICE_SUFFIX,
     ObjectVersion,
     RenewalKey,

@@ -2,9 +2,9 @@
 
 from typing import Final
 
-from gradshard.report.facts import Facts
 from gradshard.report.markup import joined, tag
 from gradshard.report.parts.part import Part, format_dollars
+from gradshard.report.round_facts import Facts
 from gradshard.report.tables import NUMBER, Column, measured, table
 
 ITEMS: Final = {

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from gradshard.client.privacy_accounting import privacy_in_words
-from gradshard.report.facts import Facts
 from gradshard.report.markup import named, tag
 from gradshard.report.parts.part import Part, format_moment
+from gradshard.report.round_facts import Facts
 from gradshard.report.tables import facts_table
 from gradshard.utils.text import format_duration, format_size, pluralize
 

@@ -1,5 +1,5 @@
 """The mask keeper: a second, small application that sums masks and sees no update.
 
 Only its own functions have the packages that ``gradshard_core.masking`` needs. The aggregator's
-import :mod:`gradshard_core.keeper.request` alone.
+import :mod:`gradshard_core.mask_keeper.request` alone.
 """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gradshard.client import federation as module
-from gradshard.client import round_operations
+from gradshard.client import operator_actions
 from gradshard.client.executions import Execution, ListedExecution
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
@@ -171,7 +171,7 @@ class TestClosing:
     def test_of_a_round_that_stays_being_opened(
         self, round_: Round, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(round_operations, "SETTLING_SECONDS", 0.1)
+        monkeypatch.setattr(operator_actions, "SETTLING_SECONDS", 0.1)
         store.delete(round_.keys.callback)
         with pytest.raises(RoundStateError, match="just being opened or planned"):
             round_.close()

@@ -21,10 +21,10 @@ from typing import Any, Final, NamedTuple, Self
 from gradshard_core.aggregation.sharding import Shard, cut_shards
 from gradshard_core.errors import BrokenObjectError, KeeperError, SpecError
 from gradshard_core.formats.dtypes import in_ring
-from gradshard_core.formats.keys import check_id
+from gradshard_core.formats.object_keys import check_id
 from gradshard_core.formats.tensor_layout import Span
-from gradshard_core.keeper.request import REQUESTS, Request
 from gradshard_core.limits import aws_limits
+from gradshard_core.mask_keeper.request import REQUESTS, Request
 from gradshard_core.privacy.privacy_mechanism import parse_privacy
 from gradshard_core.s3.store import S3Store
 from gradshard_core.units import MIB

@@ -7,9 +7,9 @@ from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import Source, WeightedRange
 from gradshard_core.aggregation.masked_sum import ADDED, RingSum
 from gradshard_core.errors import UnsentError
-from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.keeper.check_request import context_of
-from gradshard_core.keeper.records import KeeperKeys, Stream, Work, read_private_key
+from gradshard_core.formats.object_keys import RoundKeys
+from gradshard_core.mask_keeper.check_request import context_of
+from gradshard_core.mask_keeper.records import KeeperKeys, Stream, Work, read_private_key
 from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.masking.sealing import unseal
 from gradshard_core.privacy.masked_noise import RingNoise, noise_key

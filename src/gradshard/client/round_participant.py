@@ -12,7 +12,7 @@ from gradshard.updates.upload_source import Content, check_finite, in_order_of
 from gradshard.updates.uploads import Progress
 from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundStateError, UpdateError, WaitTimeoutError
-from gradshard_core.formats.keys import ObjectVersion
+from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradshard_core import gc_pause
+from gradshard_core import garbage_collection
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.headers import parse_header
 from tests.unit.formats.test_hostile_updates import tensors
@@ -42,7 +42,7 @@ def test_the_search_goes_on_after_a_rejection() -> None:
 def test_a_search_that_was_off_stays_off() -> None:
     gc.disable()
     try:
-        with gc_pause.paused():
+        with garbage_collection.paused():
             assert not gc.isenabled()
         assert not gc.isenabled()
     finally:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from gradshard_core.trainings.sampling import draw
+from gradshard_core.trainings.client_sampling import draw
 
 MEMBERS = [f"c{number}" for number in range(20)]
 

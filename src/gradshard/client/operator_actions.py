@@ -1,16 +1,14 @@
 """Operating rounds: list, close, cancel and remove them, and read their logs."""
 
-import json
 from collections.abc import Iterator
-from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from gradshard.client.executions import Execution, ListedExecution
 from gradshard.client.round_status import AGGREGATING, AWAITING
 from gradshard.client.stack import Stack
 from gradshard.utils.polling import poll
 from gradshard_core.errors import RoundNotFoundError, RoundStateError, SpecError
-from gradshard_core.formats.keys import RoundKeys, is_id
+from gradshard_core.formats.object_keys import RoundKeys, is_id
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.plan_and_manifest import read_manifest
 
@@ -24,11 +22,6 @@ RUNNING: Final = "RUNNING"
 SETTLING_SECONDS: Final = 20.0
 """Seconds that closing a round waits while it is just being opened or planned."""
 
-FUNCTIONS: Final = (
-    *("open_round", "collect_update", "plan_round"),
-    *("aggregate_shard", "finalize_round", "abort_round"),
-)
-
 
 class ListedRound(NamedTuple):
     """A round in a list; times are ISO 8601, ``ended_at`` is None while it runs."""
@@ -37,14 +30,6 @@ class ListedRound(NamedTuple):
     state: str
     opened_at: str
     ended_at: str | None
-
-
-class LogLine(NamedTuple):
-    """A line that a function logged about a round; ``at`` is in milliseconds since 1970."""
-
-    at: int
-    function: str
-    fields: dict[str, Any]
 
 
 def list_rounds(stack: Stack, state: str | None) -> Iterator[ListedRound]:
@@ -241,37 +226,3 @@ def _execution(stack: Stack, keys: RoundKeys) -> Execution | None:
     if execution is not None and execution.succeeded and not has_spec:
         raise RoundNotFoundError.deleted(keys.round_id, execution.dates)
     return execution
-
-
-def round_log(stack: Stack, keys: RoundKeys) -> list[LogLine]:
-    """Return what the functions logged about a round, the newest last.
-
-    Raises
-    ------
-    RoundNotFoundError
-        There is no such round.
-    """
-    record = stack.store.get_json(keys.spec, lambda record: str(record["opened_at"]))
-    execution = None if record else stack.execution(keys.round_id)
-    if record is None and execution is None:
-        raise RoundNotFoundError.of(keys.round_id)
-    opened_at = record or (execution.started if execution else "")
-    since = int(1000 * datetime.fromisoformat(opened_at).timestamp()) if opened_at else 0
-    found = [
-        LogLine(at, function, fields)
-        for function in FUNCTIONS
-        for at, message in stack.log_events(function, keys.round_id, since)
-        for fields in _lines(message)
-        if fields.get("round") == keys.round_id
-    ]
-    return sorted(found, key=lambda line: line.at)
-
-
-def _lines(message: str) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects among a message's lines."""
-    for text in message.splitlines():
-        if text.startswith("{"):
-            try:
-                yield json.loads(text)
-            except ValueError:
-                continue

@@ -3,7 +3,7 @@
 import hmac
 from dataclasses import replace
 
-from gradshard.updates.seed_derivation import derive
+from gradshard.updates.mask_seeds import derive
 from gradshard_core.formats.masked_updates import framed
 from gradshard_core.masking.sealing import SealContext
 

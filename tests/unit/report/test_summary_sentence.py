@@ -2,7 +2,7 @@
 
 import pytest
 
-from gradshard.report.facts import Facts
+from gradshard.report.round_facts import Facts
 from tests.unit.report.html_page import read
 from tests.unit.report_rounds import sample
 

@@ -13,7 +13,7 @@ from gradshard.cli.options import connected, json_option, option, quiet_option
 from gradshard.cli.output import cell, confirm, print_json
 from gradshard.cli.show import STATE_STYLES, expected
 from gradshard.cli.terminal_progress import waiting
-from gradshard.client.round_operations import STATES
+from gradshard.client.operator_actions import STATES
 from gradshard.utils.text import escape_terminal, pluralize
 from gradshard_core.errors import RoundStateError
 

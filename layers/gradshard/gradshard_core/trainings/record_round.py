@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from gradshard_core.formats.client_metrics import MAX_KEPT
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys, base_version, sender_of
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys, base_version, sender_of
 from gradshard_core.privacy.noise_tree import NoiseTree
 from gradshard_core.records.inbox import short_etag
 from gradshard_core.records.noise_key import delete_noise_key

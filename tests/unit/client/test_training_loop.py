@@ -12,10 +12,10 @@ import pytest
 
 from gradshard.client.federation import Federation
 from gradshard.client.model import Model
-from gradshard.client.participation import participate
 from gradshard.client.rejection_watch import SETTLE_SECONDS, RejectedUpdate
 from gradshard.client.training import Training
-from gradshard.client.training_access import Member
+from gradshard.client.training_loop import participate
+from gradshard.client.training_participant import Member
 from gradshard.updates.compression import Compression
 from gradshard.updates.residual import Residual
 from gradshard_core.errors import (
@@ -26,7 +26,7 @@ from gradshard_core.errors import (
     UnreadableObjectError,
     UpdateError,
 )
-from gradshard_core.formats.keys import RoundKeys, TrainingKeys
+from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.specs.training_spec_checks import parse_training_spec
 from tests import compressed, reference

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.round_status import StatusPoller
-from gradshard.report.facts import compared, facts_of
+from gradshard.report.round_facts import compared, facts_of
 from gradshard_core.costs.request_counts import count_requests
 from gradshard_core.costs.round_cost import US_EAST_1
 from tests.unit.fakes import MemoryStack

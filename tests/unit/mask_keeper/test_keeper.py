@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.keeper.records import KeeperKeys, Stream
-from gradshard_core.keeper.request import Refusal
+from gradshard_core.mask_keeper.records import KeeperKeys, Stream
+from gradshard_core.mask_keeper.request import Refusal
 from tests import masked
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.in_memory import Machine
@@ -137,7 +137,7 @@ def test_seeds_open_only_for_what_they_were_sealed_for(
 
 
 def test_a_keeper_with_another_key_opens_nothing(asked: MaskedRound) -> None:
-    from gradshard_core.keeper.records import PRIVATE_KEY
+    from gradshard_core.mask_keeper.records import PRIVATE_KEY
     from gradshard_core.masking import sealing
 
     asked.keeper.store.put_bytes(PRIVATE_KEY, sealing.new_key().hex().encode())
@@ -158,7 +158,7 @@ def test_the_keepers_clock_decides_nothing(
             return datetime.now(tz) + timedelta(days=days)
 
     for module in ("check_request", "give_answer"):
-        monkeypatch.setattr(f"gradshard_core.keeper.{module}.datetime", Clock)
+        monkeypatch.setattr(f"gradshard_core.mask_keeper.{module}.datetime", Clock)
     asked.keeper.answer("r")
     asked.finish()
     record = asked.keeper.store.get_json(KeeperKeys("r").record)
@@ -292,7 +292,7 @@ def test_parts_are_such_as_s3_takes(clients: int, elements: int, ring_bits: int)
 def test_parts_join_to_the_same_sum(
     machine: Machine, keeper: Keeper, ring_bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.keeper.records.TASK_BYTES", 1)
+    monkeypatch.setattr("gradshard_core.mask_keeper.records.TASK_BYTES", 1)
     round_ = MaskedRound(machine, keeper, ring_bits=ring_bits)
     keeper.enrol(["a", "b"])
     update = {"w": np.ones(ELEMENTS * 2, "f4")}

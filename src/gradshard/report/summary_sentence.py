@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from gradshard.client.round_status import AGGREGATING
-from gradshard.report.facts import Facts
 from gradshard.report.markup import Markup, joined, listed, named, separated, tag
 from gradshard.report.parts.part import shorten
+from gradshard.report.round_facts import Facts
 from gradshard.utils.text import pluralize
 
 COMPLETED: Final = "completed"

@@ -7,9 +7,9 @@ from functools import lru_cache
 from typing import Any, Final
 
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.keys import RoundKeys, is_client
 from gradshard_core.formats.masked_updates import PROTOCOL, roster_digest
-from gradshard_core.keeper.records import (
+from gradshard_core.formats.object_keys import RoundKeys, is_client
+from gradshard_core.mask_keeper.records import (
     KeeperKeys,
     Stream,
     Work,
@@ -19,7 +19,7 @@ from gradshard_core.keeper.records import (
     seed_digest,
     seed_key,
 )
-from gradshard_core.keeper.request import Refusal, Request, SealedSeed
+from gradshard_core.mask_keeper.request import Refusal, Request, SealedSeed
 from gradshard_core.masking.sealing import SealContext, SealError, unseal
 from gradshard_core.masking.signing import verify
 from gradshard_core.s3.store import S3Store

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import history_events
+from gradshard_core.limits import state_machine_history
 from gradshard_core.limits.own_limits import MAX_CLIENTS
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import resume_round
@@ -60,17 +60,18 @@ def test_the_longest_history_is_below_step_functions_quota() -> None:
     ends = ("RoundForgotten", "AbortRound", "HasAborted", "Failed", "Done")
     end = 2 + sum(events(STATES[name]) for name in ends)
     attempts = max(
-        history_events.most_attempts(levels) * turn(levels) for levels in range(1, MOST_LEVELS + 1)
+        state_machine_history.most_attempts(levels) * turn(levels)
+        for levels in range(1, MOST_LEVELS + 1)
     )
-    most = history_events.MAX_STAGES * stage + attempts + end
-    assert 10_000 < most < history_events.MAX_EVENTS
+    most = state_machine_history.MAX_STAGES * stage + attempts + end
+    assert 10_000 < most < state_machine_history.MAX_EVENTS
 
 
 @pytest.mark.parametrize("groups", [1, 2, 47, 48, 49, 64, 700, 2048])
 def test_groups_that_come_one_after_the_other_make_a_bounded_number_of_waves(groups: int) -> None:
-    size = history_events.stage_size(groups)
-    assert size == 1 or groups > history_events.STAGES
-    assert -(-groups // size) <= history_events.STAGES < history_events.MAX_STAGES
+    size = state_machine_history.stage_size(groups)
+    assert size == 1 or groups > state_machine_history.STAGES
+    assert -(-groups // size) <= state_machine_history.STAGES < state_machine_history.MAX_STAGES
 
 
 def eager(machine: Machine, clients: int) -> list[str]:
@@ -106,7 +107,7 @@ def test_an_eager_round_of_many_groups_is_planned_in_stages_of_several_groups(
             outcome = machine.step("finalize_round")
     # Stages of three groups, and the hundredth alone.
     assert planned == [*range(6, 199, 6), 200]
-    assert len(planned) <= history_events.STAGES
+    assert len(planned) <= state_machine_history.STAGES
     assert outcome == {"status": "completed"}
     assert machine.store.get_json(machine.keys.plan)["stage"] == len(planned)
 
@@ -115,7 +116,7 @@ def test_an_eager_round_that_is_resumed_for_ever_fails_and_says_so(machine: Mach
     names = eager(machine, 6)
     for name in names[:2]:
         machine.submit(name, {"w": np.ones(1, "f4")})
-    for _ in range(history_events.MAX_STAGES):
+    for _ in range(state_machine_history.MAX_STAGES):
         machine.plan(OPENED)
     with pytest.raises(PlanError, match=r"'r' was resumed 64 times, and 2 groups are .* awaited"):
         machine.plan(OPENED)
@@ -126,7 +127,7 @@ def reject_one_after_the_other(machine: Machine, names: list[str]) -> None:
     for name in names:
         machine.submit(name, {"w": np.ones(1, "f4")})
     outcome: dict[str, Any] = OPENED
-    for attempt in range(history_events.most_attempts(1)):
+    for attempt in range(state_machine_history.most_attempts(1)):
         machine.plan(outcome)
         found = [{"client": names[attempt], "reason": "its tensor 'w' holds a NaN", "etag": "e"}]
         machine.store.put_json(machine.keys.replan(attempt), found)
@@ -151,7 +152,7 @@ def test_updates_to_a_private_round_are_not_advised_to_be_averaged_by_another(
     names = [f"c{number:02}" for number in range(9)]
     dp = {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}
     machine.open(clients=names, min_clients=2, dp=dp)
-    monkeypatch.setattr(history_events, "most_attempts", lambda _levels: 3)
+    monkeypatch.setattr(state_machine_history, "most_attempts", lambda _levels: 3)
     with pytest.raises(PlanError, match=r"Open another round for the 6 others") as failure:
         reject_one_after_the_other(machine, names)
     assert "--updates-from" not in str(failure.value)

@@ -10,12 +10,12 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gradshard_core.errors import BrokenObjectError, StoreError
-from gradshard_core.keeper.records import KeeperKeys
-from gradshard_core.keeper.request import Refusal
+from gradshard_core.mask_keeper.records import KeeperKeys
+from gradshard_core.mask_keeper.request import Refusal
 from tests.unit.fakes import MemoryWire
 from tests.unit.in_memory import Machine
-from tests.unit.keeper.test_keeper import sum_of
 from tests.unit.keeper_in_memory import Keeper, KilledError, MaskedRound
+from tests.unit.mask_keeper.test_keeper import sum_of
 from tests.unit.observability.test_embedded_metrics import Context
 
 pytestmark = pytest.mark.filterwarnings("ignore:No application metrics")

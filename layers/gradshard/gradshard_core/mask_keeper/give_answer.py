@@ -4,8 +4,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.errors import KeeperError
-from gradshard_core.formats.keys import RoundKeys
-from gradshard_core.keeper.records import KeeperKeys, Work
+from gradshard_core.formats.object_keys import RoundKeys
+from gradshard_core.mask_keeper.records import KeeperKeys, Work
 from gradshard_core.s3.store import S3Store
 
 

@@ -12,7 +12,7 @@ from gradshard.client.rejection_watch import (
     RejectedUpdate,
     RejectionWatch,
 )
-from gradshard.client.training_access import ClientRound, TrainingAccess
+from gradshard.client.training_participant import ClientRound, TrainingAccess
 from gradshard.updates.compression import SEEDS, Compression
 from gradshard.updates.deltas import change_of
 from gradshard.updates.mask import Mask

@@ -6,7 +6,7 @@ cause is recorded (https://docs.aws.amazon.com/step-functions/latest/dg/bp-histo
 Two things repeat: the *stages* of an eager round, each of which plans some of its groups, and the
 *attempts* of any round, one more each time contributors were rejected while they were read.
 With these bounds the history is short enough even if every call is tried as often as
-``round.asl.json`` allows; ``unit/limits/test_history_events.py`` counts the events.
+``round.asl.json`` allows; ``unit/limits/test_state_machine_history.py`` counts the events.
 """
 
 from typing import Final
