@@ -32,11 +32,15 @@ class InMemory:
 
 
 def summed(
-    inputs: list[np.ndarray[Any, Any]], weights: list[float], reduction: RingSum, cuts: list[int]
+    inputs: list[np.ndarray[Any, Any]],
+    weights: list[float],
+    reduction: RingSum,
+    cuts: list[int],
+    layout: Layout = LAYOUT,
 ) -> bytes:
     """Run the kernel over each range between two cuts; return what was written."""
     bits = 8 * inputs[0].itemsize
-    spans, out = ring_spans(LAYOUT.spans, bits), bytearray()
+    spans, out = ring_spans(layout.spans, bits), bytearray()
     for start, end in itertools.pairwise(cuts):
         first = sums_bytes(spans, 0, start)
         length = sums_bytes(spans, start, end)
@@ -80,6 +84,16 @@ def test_decoding_gives_each_tensor_its_type(bits: int) -> None:
         numbers = expected[position : position + len(part)].astype(wide).astype(kind)
         assert part.tobytes() == numbers.tobytes()
         position += len(part)
+
+
+def test_averages_of_f16_are_rounded_to_f32_first() -> None:
+    fixed = FixedPoint(4.0, 40, 64, 1, 3)
+    layout = Layout.pack([("a", "F16", [1])])
+    # A third of a step above the middle of two elements; F32 has nothing between the two.
+    encoded = np.array([3 * (1 + 2**-11) / fixed.step + 1], fixed.dtype)
+    found = summed([encoded], [ADDED], RingSum(Decoding(fixed, 3)), [0, layout.nbytes], layout)
+    assert np.frombuffer(found, np.float16) == 1.0
+    assert fixed.decode(encoded, 3).astype(np.float16) == 1.0 + 2**-10
 
 
 def test_types_of_masked_elements_are_in_no_header() -> None:

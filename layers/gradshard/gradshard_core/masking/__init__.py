@@ -12,7 +12,8 @@ case. JSON is in ASCII, with sorted names, without spaces, and with numbers as P
 **Terms.** ``spec`` in ``spec.json`` of the round has ``clients``, the roster; ``min_clients``; and
 in ``masked``: ``keeper``, its public key in hex; ``bound``, C; ``bits``, b; ``ring_bits``, k, which
 is 32 or 64; ``max_samples``, n⁺; and ``dp`` if there is noise. A ticket has ``masked`` with these
-``terms``, ``min_clients``, ``roster`` (the h below) and ``clients``, the number of ids.
+``terms``, ``min_clients``, ``roster`` (the h below) and ``clients``, the number of ids. The layout,
+in this order, is ``layout`` of spec or ticket, or else that of the model.
 
 The *step* is the least power of two in which C has at most 2ᵇ⁻¹ - 1 steps. With N clients on the
 roster, a round is opened only if N · n⁺ · (2ᵇ⁻¹ - 1) < 2ᵏ⁻¹, so that no sum wraps around, and if
@@ -54,7 +55,7 @@ elements. ``__metadata__`` has ``masked_count``, the masked count in decimal, an
 and ``signature``, 80 and 64 bytes in hex; no ``num_samples``.
 
 **Decode.** The sum S of the q is read as a signed integer. S · step / Σn is computed in float64,
-and rounded to the type of the tensor.
+and rounded to the type of the tensor; for F16 and BF16 to float32 before.
 
 **With noise** (clip C and noise multiplier z of ``dp``), these differ:
 

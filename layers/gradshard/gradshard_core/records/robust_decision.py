@@ -2,7 +2,8 @@
 
 ``decisions/ATTEMPT.json`` has the ``rule`` with its settings, ``score`` (what scores mean),
 ``bound``, ``sample``, the sum of the ``weights``, and for each of ``clients`` its ``norm``,
-``score``, ``weight`` and, if the rule clips, ``full_weight``.
+``score``, ``weight`` and, if the rule clips, ``full_weight``. If it decides by layer, ``bound`` has
+a number for each layer, a client has these figures in ``layers``, and there is no sum of weights.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
