@@ -330,10 +330,13 @@ def checksum_of_the_whole(plain: Plain) -> None:
         for number, body in enumerate((data[:-3], data[-3:]), 1):
             sum_ = {"ChecksumCRC64NVME": crc64_text(body)} if algorithm else {}
             part = s3.upload_part(**upload, PartNumber=number, Body=body, **sum_)
+            assert part.get("ChecksumCRC64NVME") == crc64_text(body)
             parts.append({"PartNumber": number, "ETag": part["ETag"], **sum_})
-        s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        made = s3.complete_multipart_upload(**upload, MultipartUpload={"Parts": parts})
+        assert (made.get("ChecksumCRC64NVME"), made.get("ChecksumType")) == expected
         assert kept("parts") == expected
-    s3.put_object(Bucket="sums", Key="one", Body=b"one")
+    made = s3.put_object(Bucket="sums", Key="one", Body=b"one")
+    assert made.get("ChecksumCRC64NVME") == crc64_text(b"one")
     assert kept("one") == (crc64_text(b"one"), "FULL_OBJECT")
 
 
