@@ -12,16 +12,13 @@ READ_AT_ONCE: Final = 4096
 REPORT_READERS: Final = 16
 """Reports of tasks that ``finalize_round`` reads side by side."""
 
-MAX_TASKS: Final = int(
-    assumed_speeds.FINALIZE_TIMEOUT_SECONDS
-    / 2
-    / max(
-        assumed_speeds.REQUEST_SECONDS / REPORT_READERS,
-        assumed_speeds.REPORT_CPU_SECONDS
-        * aws_limits.MB_PER_VCPU
-        / assumed_speeds.FINALIZE_MEMORY_MB,
-    )
+SECONDS_PER_REPORT: Final = max(
+    assumed_speeds.REQUEST_SECONDS / REPORT_READERS,
+    assumed_speeds.REPORT_CPU_SECONDS * aws_limits.MB_PER_VCPU / assumed_speeds.FINALIZE_MEMORY_MB,
 )
+"""How much longer ``finalize_round`` takes for each report."""
+
+MAX_TASKS: Final = int(assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2 / SECONDS_PER_REPORT)
 """Tasks whose reports ``finalize_round`` can read in half of its timeout. The other half is left
 for S3, which may take minutes to complete an upload."""
 
@@ -66,6 +63,14 @@ def control_seconds(clients: int, *, measures: bool = False, assigns: bool = Fal
     assigning = assumed_speeds.ASSIGN_CPU_SECONDS_PER_CLIENT * clients * assigns
     finalizing = assigning / (assumed_speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU)
     return cpu_seconds / share + finalizing + requests * assumed_speeds.REQUEST_SECONDS
+
+
+def report_seconds(tasks: int) -> float:
+    """Return how long ``finalize_round`` reads the reports of a pass, beyond the first few.
+
+    Those are read side by side, in the time that every round takes around its tasks.
+    """
+    return max(0, tasks - REPORT_READERS) * SECONDS_PER_REPORT
 
 
 def survey_seconds(memory_mb: int) -> float:
