@@ -17,7 +17,7 @@ from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
-from gradshard.tickets.issuer import MAX_SECONDS
+from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard_core.costs import assumed_speeds
 from gradshard_core.formats.keys import RoundKeys, TrainingKeys
 from gradshard_core.limits.aws_limits import MAX_STACK_NAME

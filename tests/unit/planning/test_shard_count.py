@@ -28,6 +28,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.formats.tensor_layout import Layout, Span
 from gradshard_core.limits import aws_limits
 from gradshard_core.planning import shard_count
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.units import MIB
 
 GIB = 1024 * MIB
@@ -203,7 +204,7 @@ def test_rejects_a_task_that_takes_too_long() -> None:
 
 
 def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
-    requests = large_round_limits.MAX_TASKS / large_round_limits.REPORT_READERS
+    requests = large_round_limits.MAX_TASKS / SMALL_OBJECT_READERS
     reading = requests * assumed_speeds.REQUEST_SECONDS
     assert reading <= assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2
     share = assumed_speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU

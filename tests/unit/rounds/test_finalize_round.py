@@ -9,6 +9,7 @@ import pytest
 from gradshard_core.costs import assumed_speeds, large_round_limits
 from gradshard_core.formats.keys import RoundKeys
 from gradshard_core.rounds import finalize_round
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 
 
 class InWaves:
@@ -16,7 +17,7 @@ class InWaves:
 
     def __init__(self) -> None:
         self.waves = 0
-        self._wave = threading.Barrier(large_round_limits.REPORT_READERS, self._count, timeout=10)
+        self._wave = threading.Barrier(SMALL_OBJECT_READERS, self._count, timeout=10)
 
     def _count(self) -> None:
         self.waves += 1
@@ -29,8 +30,7 @@ class InWaves:
 @pytest.mark.parametrize("waves", [1, 5, 130])
 def test_reports_take_the_time_that_is_planned_for_them(waves: int) -> None:
     tasks = [
-        SimpleNamespace(level=0, number=number)
-        for number in range(waves * large_round_limits.REPORT_READERS)
+        SimpleNamespace(level=0, number=number) for number in range(waves * SMALL_OBJECT_READERS)
     ]
     plan: Any = SimpleNamespace(
         levels=[None],

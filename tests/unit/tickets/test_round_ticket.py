@@ -22,10 +22,10 @@ from gradshard.client.round_by_ticket import TicketRound
 from gradshard.tickets import ticket_file
 from gradshard.tickets.issuer import (
     FIRST_PART_STEPS,
-    MAX_SECONDS,
     issue_part_urls,
     issue_ticket,
 )
+from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.training_ticket import TrainingTicket
