@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.rows.measure import Requests, Work, measure
-from gradshard_core.costs.large_round_limits import REPORT_READERS
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.s3.task_client import TaskS3Client
 
 
@@ -13,7 +13,7 @@ def setup(job: dict[str, Any]) -> Work:
     s3 = TaskS3Client(job["bucket"])
 
     def work() -> Requests:
-        with ThreadPoolExecutor(REPORT_READERS) as pool:
+        with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
             reports = list(pool.map(s3.get_json, job["keys"]))
         if None in reports:
             raise RuntimeError("a report is missing")

@@ -18,6 +18,7 @@ from gradshard.client.training import Training
 from gradshard.client.training_by_ticket import TicketTraining
 from gradshard_core.errors import TicketError, TrainingNotFoundError
 from gradshard_core.records.training_state import Invitation
+from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from tests.e2e.deployed import Deployed, until
 from tests.e2e.test_trainings import FIRST, SECONDS, Weights, evaluate, expected, train_as
 
@@ -155,10 +156,12 @@ def test_a_ticket_reaches_the_objects_of_its_client_alone(
         ("HEAD", ticket.ended_url): 404,
     }
     for (method, url), status in urls.items():
-        assert requested(method, url, {"Content-Length": "0"}) == status
+        mode = CHECKSUM_MODE if url == ticket.uploaded_url else {}
+        headers = {"Content-Length": "0", **mode}
+        assert requested(method, url, headers) == status
         parts = urlsplit(url)
         for other_method in {"GET", "PUT", "DELETE", "HEAD"} - {method}:
-            assert requested(other_method, url, {"Content-Length": "0"}) == 403
+            assert requested(other_method, url, headers) == 403
         for key in (
             parts.path.replace("ann", "bo"),
             parts.path.rsplit("/", 1)[0] + "/other",
@@ -168,9 +171,9 @@ def test_a_ticket_reaches_the_objects_of_its_client_alone(
             if key == parts.path:
                 continue  # the client is not in it
             changed = parts._replace(path=key).geturl()
-            assert requested(method, changed, {"Content-Length": "0"}) == 403
+            assert requested(method, changed, headers) == 403
         longer = dict(parse_qsl(parts.query)) | {"X-Amz-Expires": "604800"}
-        assert requested(method, parts._replace(query=urlencode(longer)).geturl(), {}) == 403
+        assert requested(method, parts._replace(query=urlencode(longer)).geturl(), headers) == 403
     length = min(ticket.upload_lengths)
     headers = {"If-None-Match": "*", "Content-Length": str(length)}
     assert (

@@ -35,7 +35,8 @@ class Fault(NamedTuple):
     kind
         Before the engine hears of the request: ``500``, ``503``, ``denied``, ``skewed``,
         ``replaced``, ``conflict``, ``rested`` or ``200`` (an error, in the body too) instead of an
-        answer, ``reset``, or ``half sent`` (a reset within the request's body).
+        answer, ``reset``, or ``half sent`` (a reset within the request's body). The engine gets a
+        ``damaged`` request's body with another last byte.
         After the engine has answered: ``unseen`` (a reset instead of the answer), ``late`` (the
         answer comes when the client has gone), ``reset in body``, ``reset at end``, ``cut``,
         ``stall`` (no more bytes after half of them), ``hold`` (the other half when the proxy's
@@ -158,6 +159,8 @@ class _Handler(BaseHTTPRequestHandler):
         if kind in BEFORE:
             self._answer(error(*BEFORE[kind]))
             return
+        if kind == "damaged":
+            sent = sent[:-1] + bytes([sent[-1] ^ 1])
         proxy.watch("before", self.path)
         answer: Answer | None = self._ask(sent)
         proxy.watch("after", self.path)

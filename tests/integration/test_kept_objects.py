@@ -135,6 +135,23 @@ def test_an_object_whose_file_is_gone_is_an_error_with_the_reason(
         get(s3, "k/gone")
 
 
+def test_a_marker_that_cannot_be_written_is_an_error_and_hides_nothing(
+    s3: Any, engine: Engine
+) -> None:
+    put(s3, "k/unmarked", b"there")
+    [file] = (engine.kept / "objects").glob(f"*/{BUCKET}/k/unmarked")
+    # Where the marker is to be written nothing can be, as on a read-only disk.
+    obstacle = file.with_name(f"{file.name}.meta.json.tmp")
+    obstacle.mkdir()
+    with pytest.raises(s3.exceptions.ClientError, match=r"IsADirectory.*k/unmarked"):
+        s3.delete_object(Bucket=BUCKET, Key="k/unmarked")
+    assert get(s3, "k/unmarked") == b"there"
+    obstacle.rmdir()
+    s3.delete_object(Bucket=BUCKET, Key="k/unmarked")
+    with pytest.raises(s3.exceptions.NoSuchKey):
+        get(s3, "k/unmarked")
+
+
 def anonymous_mib(pid: int) -> float:
     status = Path(f"/proc/{pid}/status").read_text().split()
     return int(status[status.index("RssAnon:") + 1]) / 1024
@@ -250,19 +267,67 @@ def test_a_file_that_was_cut_is_an_error(tmp_path: Path) -> None:
         body.copy_to(copy.fileno())
 
 
-def test_an_object_that_the_disk_does_not_take_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def unpatched(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have MiniStack keep objects in a folder, and take its patches away after the test."""
+    monkeypatch.setattr(ministack_s3, "S3_PERSIST", True)
+    monkeypatch.setattr(ministack_s3, "DATA_DIR", str(folder))
+    for patched in ("_delete_object_version", "_atomic_write"):
+        monkeypatch.setattr(ministack_s3, patched, getattr(ministack_s3, patched))
+    monkeypatch.setattr(ministack_s3.logger, "warning", ministack_s3.logger.warning)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("_persist_object", ("bucket", "k", {"body": b"x"})),
+        ("_persist_delete_marker", ("bucket", "k", {})),
+        ("_persist_displaced_version", ("bucket", "k", {"body": b"x"}, "Enabled")),
+        ("_delete_persisted_object", ("bucket", "k")),
+        ("_delete_persisted_bucket", ("bucket",)),
+    ],
+)
+def test_what_the_disk_does_not_take_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, given: tuple[Any, ...]
 ) -> None:
     def full(*_: Any, **_named: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(ministack_s3, "_atomic_write", full)
-    monkeypatch.setattr(ministack_s3, "_object_disk_path", lambda *_: str(tmp_path / "k"))
-    monkeypatch.setattr(ministack_s3, "_persist_object", ministack_s3._persist_object)
+    unpatched(monkeypatch, tmp_path)
+    for failing in ("_atomic_write", "_remove_key_files"):
+        monkeypatch.setattr(ministack_s3, failing, full)
+    monkeypatch.setattr(shutil, "rmtree", full)
+    (tmp_path / ministack_s3.get_account_id() / "bucket").mkdir(parents=True)
     _patch_writing()
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"):
-            ministack_s3._persist_object("bucket", "k", {"body": b"x"})
+            getattr(ministack_s3, name)(*given)
+
+
+def test_a_version_whose_file_cannot_be_deleted_is_an_error_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often: a version that is not there is deleted without an error."""
+
+    def read_only(path: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    unpatched(monkeypatch, tmp_path)
+    _patch_writing()
+    file = Path(ministack_s3._version_disk_path("bucket", "k", "first"))
+    file.parent.mkdir(parents=True)
+    file.touch()
+    other = {"data": b"x", "etag": "e", "last_modified": "", "size": 1}
+    versions = [{"version_id": name, **other} for name in ("first", "second")]
+    monkeypatch.setitem(ministack_s3._object_versions, ("bucket", "k"), versions)
+    delete = ("bucket", "k", "first")
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "remove", read_only)
+        for _ in range(2):
+            with pytest.raises(OSError, match="Read-only file system"):
+                ministack_s3._delete_object_version({"objects": {}}, *delete)
+    assert ministack_s3._delete_object_version({"objects": {}}, *delete) == (True, False)
+    assert [v["version_id"] for v in ministack_s3._object_versions["bucket", "k"]] == ["second"]
+    assert not file.exists()
 
 
 def test_a_folder_that_cannot_be_emptied_is_an_error_with_the_reason(

@@ -17,7 +17,7 @@ from safetensors.numpy import load, load_file, save_file
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.tickets import issuer
+from gradshard.tickets import issuer, ticket_upload
 from gradshard.tickets.issuer import issue_download_ticket, issue_ticket
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.upload_parts import PartUrls, encode_completion
@@ -110,6 +110,12 @@ def assert_holds(
     body = store.get_bytes(keys.update("a"))
     assert body is not None
     np.testing.assert_array_equal(load(body)["w"], tensors["w"])
+
+
+def without_checksum(answer: Answer) -> Answer:
+    headers = answer.headers.items()
+    kept = {name: value for name, value in headers if not name.startswith("x-amz-checksum-")}
+    return answer._replace(headers=kept)
 
 
 class TestUploading:
@@ -320,6 +326,26 @@ class TestLines:
         assert proxy.requests == ["HEAD", "HEAD", "PUT", "PUT", "HEAD"]
         assert_holds(store, keys, TENSORS)
 
+    def test_an_update_that_was_damaged_on_the_way_is_told_every_time(
+        self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys
+    ) -> None:
+        proxy.faults = [Fault("damaged", "PUT")]
+        with pytest.raises(TicketError, match=r"other bytes .* have its operator delete that"):
+            TicketRound(proxied).submit(TENSORS, 5)
+        with pytest.raises(TicketError, match="of client 'a' was used already"):
+            TicketRound(proxied).submit(TENSORS, 5)
+        store.delete(keys.update("a"))
+        TicketRound(proxied).submit(TENSORS, 5)
+        assert_holds(store, keys, TENSORS)
+
+    def test_a_store_that_keeps_no_checksum(
+        self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys
+    ) -> None:
+        proxy.spoils = [without_checksum] * 4
+        TicketRound(proxied).submit(TENSORS, 5)
+        assert proxy.requests == ["HEAD", "HEAD", "PUT", "HEAD"]
+        assert_holds(store, keys, TENSORS)
+
     def test_a_file_that_changes_on_the_way(self, proxied: Ticket, tmp_path: Path) -> None:
         path = tmp_path / "u"
         save_file({"w": np.zeros(5 * MIB, "f4")}, path, {"num_samples": "7"})
@@ -418,14 +444,19 @@ class TestInParts:
         large: dict[str, reference.Array],
     ) -> None:
         TicketRound(parted).submit(large, 5)
-        assert proxy.requests == ["HEAD", "HEAD", "GET", "PUT", "PUT", "PUT", "POST"]
+        # Under a KMS key the answer to the completion has no checksum.
+        looks = ["HEAD"] if store.bucket == encrypted.bucket else []
+        assert proxy.requests == ["HEAD", "HEAD", "GET", "PUT", "PUT", "PUT", "POST", *looks]
         proxy.requests.clear()
+        TicketRound(parted).submit(large, 5)
+        assert proxy.requests == ["HEAD"]
+        # By its ETag if S3 keeps no checksum of it. Under a KMS key that says nothing.
+        proxy.spoils = [without_checksum]
         if store.bucket == encrypted.bucket:
             with pytest.raises(TicketError, match="whether it is this one cannot be told"):
                 TicketRound(parted).submit(large, 5)
         else:
             TicketRound(parted).submit(large, 5)
-        assert proxy.requests == ["HEAD"]
         with pytest.raises(TicketError, match="of client 'a' was used already"):
             TicketRound(parted).submit(large, 6)
 
@@ -488,6 +519,7 @@ class TestInParts:
             pytest.param([Fault("unseen", "PUT"), Fault("unseen", "POST")], id="lost answers"),
             pytest.param([Fault("200", "POST"), Fault("503", "POST")], id="failing completions"),
             pytest.param([Fault("503", "PUT"), Fault("reset", "GET")], id="failures"),
+            pytest.param([Fault("damaged", "PUT")] * 2, id="damage"),
         ],
     )
     def test_a_broken_request_is_tried_again(
@@ -503,6 +535,21 @@ class TestInParts:
         TicketRound(parted).submit(large, 5)
         assert proxy.faults == []
         assert_holds(store, keys, large)
+
+    def test_an_update_of_damaged_parts_is_told(
+        self,
+        parted: Ticket,
+        proxy: Proxy,
+        large: dict[str, reference.Array],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Where S3 has said nothing of the part itself."""
+        monkeypatch.setattr(ticket_upload.TicketUpload, "_is_intact", lambda *_: True)
+        proxy.faults = [Fault("damaged", "PUT")]
+        with pytest.raises(TicketError, match=r"other bytes .* ask its operator for another"):
+            TicketRound(parted).submit(large, 5)
+        with pytest.raises(TicketError, match="of client 'a' was used already"):
+            TicketRound(parted).submit(large, 5)
 
     def test_a_part_that_keeps_breaking_is_given_up(
         self, parted: Ticket, proxy: Proxy, large: dict[str, reference.Array]

@@ -16,7 +16,7 @@ from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.units import MIB
 from tests.integration.conftest import as_clients_do
-from tests.integration.proxy import Answer, Proxy
+from tests.integration.proxy import Answer, Fault, Proxy
 
 LARGE = 40 * MIB
 
@@ -111,6 +111,18 @@ def test_a_lost_answer_is_looked_up(store: ClientStore, proxied: ClientStore, pr
     upload(proxied, "u/lost", content)
     assert proxy.requests == ["PUT", "HEAD"]
     assert_whole(store, "u/lost", content)
+
+
+@pytest.mark.parametrize("nbytes", [MIB, LARGE])
+@pytest.mark.parametrize("parallel", [False, True])
+def test_s3_rejects_bytes_that_were_damaged_on_the_way(
+    store: ClientStore, proxied: ClientStore, proxy: Proxy, nbytes: int, *, parallel: bool
+) -> None:
+    key = f"u/damaged-{nbytes}-{parallel}"
+    proxy.faults = [Fault("damaged", "PUT")]
+    with pytest.raises(StoreError, match=r"S3 answered (BadDigest|XAmzContentSHA256Mismatch)"):
+        upload(proxied, key, Counted(nbytes), parallel=parallel)
+    assert store.head(key) is None
 
 
 @pytest.mark.parametrize("parts", [1, 3])

@@ -4,7 +4,7 @@ import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -12,12 +12,9 @@ from gradshard.cli.errors import DEBUG
 from gradshard.cli.option_types import DurationType, WholeNumberType, format_seconds
 from gradshard.cli.output import QUIET
 from gradshard.deployment.defaults import DEFAULT_PORT, STACK
+from gradshard.tickets.lifetime import DEFAULT_SECONDS, MAX_SECONDS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-DEFAULT_TICKET_SECONDS: Final = 24 * 3600
-MAX_TICKET_SECONDS: Final = 7 * 24 * 3600
-"""The bounds of :mod:`gradshard.tickets.issuer`, repeated because that loads slowly."""
 
 
 def option(
@@ -264,10 +261,9 @@ def expires_option(command: Command) -> Command:
     """Add ``--expires``, the seconds for which a ticket is made."""
     return option(
         "--expires",
-        type=DurationType(MAX_TICKET_SECONDS),
-        default=DEFAULT_TICKET_SECONDS,
+        type=DurationType(MAX_SECONDS),
+        default=DEFAULT_SECONDS,
         metavar="DURATION",
         help="Let the ticket expire after this time, for example 30m, 2h or 7d.",
-        default_text=f"{format_seconds(DEFAULT_TICKET_SECONDS)}; at most "
-        f"{format_seconds(MAX_TICKET_SECONDS)}",
+        default_text=f"{format_seconds(DEFAULT_SECONDS)}; at most {format_seconds(MAX_SECONDS)}",
     )(command)

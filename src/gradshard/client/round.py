@@ -10,7 +10,8 @@ from gradshard.client.layer_upload import LayerUpload
 from gradshard.client.round_participant import RoundAccess, Source
 from gradshard.client.round_status import StatusPoller, read_status
 from gradshard.client.stack import Stack
-from gradshard.tickets.issuer import DEFAULT_SECONDS, issue_ticket
+from gradshard.tickets.issuer import issue_ticket
+from gradshard.tickets.lifetime import DEFAULT_SECONDS
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.updates.compression import Compression, compressed, keep_residual
 from gradshard.updates.mask import Mask, check_unmasked, check_unreported, masked

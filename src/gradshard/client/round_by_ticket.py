@@ -133,7 +133,7 @@ class TicketRound(RoundAccess):
 
     def has_sent(self) -> bool:
         """Return whether there is an update of the client."""
-        return self._requests.ask("HEAD", self.ticket.uploaded_url) is not None
+        return self._requests.describe(self.ticket.uploaded_url) is not None
 
     def has_ended(self) -> bool:
         """Return whether the round has ended, completed or failed."""
@@ -145,7 +145,7 @@ class TicketRound(RoundAccess):
         ``state`` is ``open``, ``completed`` or ``failed``; ``uploaded`` has the bytes of the
         client's update, and ``reason`` the reason of its rejection, or None.
         """
-        response = self._requests.ask("HEAD", self.ticket.uploaded_url)
+        response = self._requests.describe(self.ticket.uploaded_url)
         state = "open"
         if self.has_ended():
             state = "failed" if self._find_average() is None else "completed"

@@ -20,12 +20,11 @@ from gradshard_core.formats.object_keys import (
 from gradshard_core.records.manifest_status import parse_manifest
 from gradshard_core.records.plan_and_manifest import piece_reader, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import ListedObject
 
 if TYPE_CHECKING:
     from gradshard_core.specs.inbox_spec import InboxSpec
-
-READERS: Final = 16
 
 AWAITING: Final = "awaiting"
 """A round's state until its planning."""
@@ -213,7 +212,7 @@ class StatusPoller:
             key for key in keys if key in self._listed and not self._is_read(self._listed[key])
         ]
         read = partial(self._read_json, of_others=of_others)
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
             for key, (is_there, document) in zip(changed, pool.map(read, changed), strict=True):
                 if is_there:
                     self._read[key] = (self._listed[key].etag, document)

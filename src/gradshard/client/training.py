@@ -12,7 +12,8 @@ from botocore.exceptions import ClientError
 from gradshard.client import operator_actions
 from gradshard.client.stack import Stack
 from gradshard.client.training_progress import ProgressReader
-from gradshard.tickets.issuer import DEFAULT_SECONDS, MAX_SECONDS, check_in_range
+from gradshard.tickets.issuer import check_in_range
+from gradshard.tickets.lifetime import DEFAULT_SECONDS, MAX_SECONDS
 from gradshard.tickets.training_ticket import TrainingTicket, issue_training_ticket
 from gradshard.utils.polling import poll
 from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES
@@ -50,9 +51,8 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     requested,
 )
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.specs.training_spec import TrainingSpec
-
-READERS: Final = 16
 
 LOOKS_PER_EXECUTION: Final = 15
 """Looks at the state per DescribeExecution call, which Step Functions throttles."""
@@ -129,7 +129,7 @@ class Training:
         if newest is not None:
             keys = keys[-newest:]  # ids of rounds are in their order
         unread = [key for key in keys if key not in at_hand]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
             read = pool.map(partial(read_record, store, self.keys), unread)
             at_hand |= {key: record for key, record in zip(unread, read, strict=True) if record}
         found = [at_hand[key] for key in keys if key in at_hand]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from gradshard_core.aggregation import metric_means
 from gradshard_core.errors import StoreError, UpdateError
@@ -13,11 +13,8 @@ from gradshard_core.formats.headers import header_length, parse_header, parse_sa
 from gradshard_core.formats.object_keys import UPDATE_SUFFIX, RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.records.training_state import Invitation
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import ListedObject, S3Store
-
-READERS: Final = 16
-FIRST_READ_BYTES: Final = 16 * 1024
-"""The header of most updates is shorter; of a longer one the metrics are left out."""
 
 
 class Arrival(NamedTuple):
@@ -72,7 +69,7 @@ class ProgressReader:
             for entry in self._store.list_objects(prefix)
         }
         new = [c for c in self._invited if c in entries and c not in self._read]
-        with ThreadPoolExecutor(READERS) as pool:
+        with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
             found = pool.map(lambda client: self._arrival(entries[client]), new)
             self._read |= dict(zip(new, found, strict=True))
         means = metric_means.average([(a.samples, a.metrics) for a in self._read.values()])
@@ -87,7 +84,8 @@ class ProgressReader:
         return Arrival(entry.modified, samples, found)
 
     def _metrics(self, entry: ListedObject) -> tuple[int, dict[str, float]]:
-        head = self._store.get_head(entry.key, FIRST_READ_BYTES)
+        # Of an update with a longer header the metrics are left out.
+        head = self._store.get_head(entry.key, client_metrics.FIRST_READ_BYTES)
         if head is None:
             return 1, {}
         data, source = head

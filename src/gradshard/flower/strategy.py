@@ -20,7 +20,8 @@ from gradshard.flower.arrays import read_arrays, view
 from gradshard.flower.client_names import LOG, by_number, named
 from gradshard.flower.messages import counted, failure, with_order
 from gradshard.flower.update_combination import combination_of
-from gradshard.tickets.issuer import DEFAULT_SECONDS, issue_download_ticket, issue_ticket
+from gradshard.tickets.issuer import issue_download_ticket, issue_ticket
+from gradshard.tickets.lifetime import DEFAULT_SECONDS
 from gradshard.updates.downloads import download_file
 from gradshard.updates.upload_source import model_content_of
 from gradshard.updates.uploads import upload

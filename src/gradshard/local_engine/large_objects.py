@@ -267,33 +267,46 @@ def _open(path: str) -> StoredBody | bytes:
 
 
 def _patch_writing() -> None:
-    """Link the file of a large body instead of writing it again, and fail if a disk is full.
+    """Link the file of a large body instead of writing it again, and fail if a disk is full."""
+    from ministack.services import s3
 
-    MiniStack logs that, and keeps the object until it ends.
+    atomic_write = s3._atomic_write
+
+    def write(path: str, data: Any, *, text: bool = False) -> None:
+        if isinstance(data, StoredBody):
+            _link_or_copy(data, Path(path))
+        else:
+            atomic_write(path, data, text=text)
+
+    s3._atomic_write = write
+    _patch_swallowed_failures()
+
+
+def _patch_swallowed_failures() -> None:
+    """Fail if a file cannot be written, read or deleted.
+
+    MiniStack logs a warning then, and goes on with what it has in memory. The warning is raised
+    instead: it is the one place that all these failures pass.
     """
     from ministack.services import s3
 
-    atomic_write, persist_object = s3._atomic_write, s3._persist_object
-    failed: ContextVar[OSError | None] = ContextVar("failed", default=None)
+    warn, delete_version = s3.logger.warning, s3._delete_object_version
 
-    def write(path: str, data: Any, *, text: bool = False) -> None:
+    def warning(message: str, *given: Any) -> None:
+        if given and isinstance(given[-1], OSError):
+            raise given[-1]
+        warn(message, *given)
+
+    def delete(bucket: Any, name: str, key: str, version_id: str) -> Any:
+        versions = list(s3._object_versions.get((name, key)) or ())
         try:
-            if isinstance(data, StoredBody):
-                _link_or_copy(data, Path(path))
-            else:
-                atomic_write(path, data, text=text)
-        except OSError as error:
-            failed.set(error)
+            return delete_version(bucket, name, key, version_id)
+        except OSError:
+            # Else the client's next attempt would find no such version, which is a success.
+            s3._object_versions[name, key] = versions
             raise
 
-    def persist(bucket: str, key: str, found: Any) -> None:
-        persist_object(bucket, key, found)
-        error = failed.get()
-        if error is not None:
-            failed.set(None)
-            raise error
-
-    s3._atomic_write, s3._persist_object = write, persist
+    s3.logger.warning, s3._delete_object_version = warning, delete
 
 
 def _link_or_copy(data: StoredBody, path: Path) -> None:

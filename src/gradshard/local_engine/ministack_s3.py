@@ -5,9 +5,11 @@ import secrets
 from contextvars import ContextVar
 from http import HTTPStatus
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 from gradshard.utils.crc64 import crc64_text
+
+_CHECKSUM: Final = "x-amz-checksum-"
 
 
 def apply() -> None:
@@ -15,6 +17,7 @@ def apply() -> None:
     _patch_versioned_ranges()
     _patch_etags_under_kms()
     _patch_checksums()
+    _patch_answered_checksums()
 
 
 def _patch_versioned_ranges() -> None:
@@ -117,3 +120,35 @@ def _patch_checksums() -> None:
 
     s3._compute_s3_checksum, s3._composite_checksum = checksum_of, composite_of
     s3._record_object_version = record
+
+
+def _patch_answered_checksums() -> None:
+    """Tell the checksum of an object to who stores it, as S3 does; MiniStack keeps it to itself."""
+    from ministack.services import s3
+
+    put_object, upload_part = s3._put_object, s3._upload_part
+    complete_upload = s3._complete_multipart_upload
+
+    def put(bucket: str, key: str, body: Any, headers: dict[str, str]) -> Any:
+        status, answer, content = put_object(bucket, key, body, headers)
+        if status == HTTPStatus.OK:
+            kept = s3._buckets[bucket]["objects"][key]["checksums"]
+            answer |= {f"{_CHECKSUM}{name.lower()}": value for name, value in kept.items()}
+        return status, answer, content
+
+    def part(bucket: str, key: str, body: Any, *rest: Any) -> Any:
+        status, answer, content = upload_part(bucket, key, body, *rest)
+        if status == HTTPStatus.OK and not any(name.startswith(_CHECKSUM) for name in answer):
+            answer |= {f"{_CHECKSUM}crc64nvme": crc64_text(body)}
+        return status, answer, content
+
+    def complete(bucket: str, key: str, *rest: Any) -> Any:
+        status, answer, content = complete_upload(bucket, key, *rest)
+        # Under a KMS key S3 does not, as LocalStack's authors have seen.
+        if status == HTTPStatus.OK and "x-amz-server-side-encryption-aws-kms-key-id" not in answer:
+            kept = s3._buckets[bucket]["objects"][key]["checksums"].get("CRC64NVME", "")
+            element = f"<ChecksumCRC64NVME>{kept}</ChecksumCRC64NVME></CompleteMultipart".encode()
+            content = content.replace(b"</CompleteMultipart", element)
+        return status, answer, content
+
+    s3._put_object, s3._upload_part, s3._complete_multipart_upload = put, part, complete

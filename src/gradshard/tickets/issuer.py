@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from gradshard.aws.client_store import ClientStore
+from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.round_ticket import Ticket, own_ticket
 from gradshard.tickets.upload_parts import (
     MAX_BYTES,
@@ -24,12 +25,6 @@ from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records.ticket_urls import build_ticket
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.units import MIB
-
-DEFAULT_SECONDS: Final = 24 * 3600
-
-MAX_SECONDS: Final = 7 * 24 * 3600
-"""The most seconds for which S3 accepts a presigned URL,
-https://docs.aws.amazon.com/AmazonS3/latest/userguide/using-presigned-url.html (2026-11)."""
 
 PARTS: Final = 32
 """Part lengths in the largest update. Each part costs a request, and four are sent at once, so an

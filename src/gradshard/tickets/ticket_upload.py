@@ -2,19 +2,26 @@
 
 A ticket uploads once. So a repeated upload of the same update must be recognised: the first one may
 have succeeded although its answer was lost.
+
+A ticket cannot sign a checksum before there is an update, so S3 cannot reject bytes that were
+damaged on the way. It says what it has stored instead: its answers have the CRC-64/NVME.
+https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html (2026-11)
 """
 
+import re
+from functools import cached_property
 from typing import IO, Any, Final
 
 from gradshard.tickets.http_client import Response
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.upload_parts import PartUrls, encode_completion, parse_part_list
-from gradshard.tickets.url_requests import TicketRequests
+from gradshard.tickets.url_requests import CHECKSUM_HEADER, TicketRequests
 from gradshard.updates.upload_source import Content
 from gradshard.updates.uploads import (
     Progress,
     UnseekableBody,
     checksum_of,
+    crc_of,
     has_etag,
     holds_by_etag,
     send_parts,
@@ -29,6 +36,8 @@ UPLOAD_ATTEMPTS: Final = 3
 # S3 then rejects a request before the body is sent. botocore looks for the value in bytes.
 _EXPECT_CONTINUE: Final = {"Expect": b"100-continue"}
 """So that S3 can answer 412 before the body is sent; AWS does not state that it does."""
+
+_CHECKSUM: Final = re.compile(rb"<ChecksumCRC64NVME>([A-Za-z0-9+/=]{12})<")
 
 
 class TicketUpload:
@@ -53,7 +62,7 @@ class TicketUpload:
         TicketError
             S3 has another one.
         """
-        response = self._requests.ask("HEAD", self._ticket.uploaded_url)
+        response = self._requests.describe(self._ticket.uploaded_url)
         if response is None:
             return False
         if self._is_same(response):
@@ -77,7 +86,7 @@ class TicketUpload:
         Raises
         ------
         TicketError
-            S3 rejects the ticket, or went on failing.
+            S3 rejects the ticket, went on failing, or has stored other bytes than were sent.
         UpdateError
             The update changed meanwhile.
         """
@@ -91,7 +100,6 @@ class TicketUpload:
         headers: dict[str, Any] = {
             "Content-Length": str(content.nbytes),
             "If-None-Match": "*",
-            "Content-Disposition": _checksum_header(content),
             **_EXPECT_CONTINUE,
         }
         url = self._ticket.upload_url(content.nbytes)
@@ -102,7 +110,8 @@ class TicketUpload:
             try:
                 response = self._requests.http.send("PUT", url, headers, body)
                 if response.status_code == 200:
-                    return self._requests.check_is_s3(response)
+                    self._requests.check_is_s3(response)
+                    return self._check_stored(response.headers.get(CHECKSUM_HEADER))
                 if response.status_code == 412:
                     return self._check_is_done()
                 self._requests.fail(response)
@@ -127,23 +136,26 @@ class TicketUpload:
         held = [part for part in stored if holds_by_etag(self._content, part, ranges)]
 
         def send(number: int, body: IO[bytes], nbytes: int) -> Part:
-            return self._put_part(urls.part_url(number, nbytes), number, body, nbytes)
+            return self._put_part(urls.part_url(number, nbytes), number, body, ranges[number - 1])
 
         parts = send_parts(self._content, ranges, held, send, progress)
         self._complete(urls, encode_completion(parts))
 
-    def _put_part(self, url: str, number: int, body: IO[bytes], nbytes: int) -> Part:
+    def _put_part(self, url: str, number: int, body: IO[bytes], range_: tuple[int, int]) -> Part:
+        nbytes = range_[1] - range_[0]
         headers = {"Content-Length": str(nbytes), **_EXPECT_CONTINUE}
         retries = Retries()
         while True:
             try:
                 response = self._requests.http.send("PUT", url, headers, body)
-                if response.status_code == 200:
-                    self._requests.check_is_s3(response)
-                    return Part(number, self._requests.header(response, "ETag"), nbytes)
                 if response.status_code == 404:
                     raise self._upload_is_gone()
-                self._requests.fail(response)
+                if response.status_code != 200:
+                    self._requests.fail(response)
+                self._requests.check_is_s3(response)
+                if self._is_intact(response, range_):
+                    return Part(number, self._requests.header(response, "ETag"), nbytes)
+                reason = "S3 stored other bytes than were sent"
             except OSError as error:
                 reason = str(error)
             retries.record_failure(
@@ -179,6 +191,8 @@ class TicketUpload:
         # S3 sends the status before it is done, so the body may still contain an error.
         if response.status_code == 200 and not response.code:
             self._requests.check_is_s3(response)
+            found = _CHECKSUM.search(response.content)
+            self._check_stored(found and found[1].decode())
             return True
         # 404 or 412: an earlier attempt may have succeeded although its answer was lost.
         if response.status_code in {404, 412}:
@@ -198,11 +212,40 @@ class TicketUpload:
         """Return whether the update that S3 has, by its answer to a HEAD, is this one."""
         if self._requests.content_length(response) != self._content.nbytes:
             return False
-        if self._ticket.parts is None:
-            found = response.headers.get("Content-Disposition")
-            return bool(found == _checksum_header(self._content))
+        found = response.headers.get(CHECKSUM_HEADER)
+        if found or self._ticket.parts is None:
+            return bool(found == self._checksum)
         ranges = self._ticket.parts.ranges(self._content.nbytes)
         return has_etag(self._content, self._requests.header(response, "ETag"), ranges)
+
+    @cached_property
+    def _checksum(self) -> str:
+        return checksum_of(self._content)
+
+    def _is_intact(self, response: Response, range_: tuple[int, int]) -> bool:
+        """Return whether S3 has stored a part as it was sent, as far as its answer says."""
+        found = response.headers.get(CHECKSUM_HEADER)
+        return not found or found == crc_of(self._content, range_)
+
+    def _check_stored(self, found: str | None) -> None:
+        """Check that S3 has stored the update that was sent, by the CRC that its answer gives."""
+        if found is None:
+            # S3 leaves it out if it joins parts under a KMS key. Other stores may have none.
+            response = self._requests.describe(self._ticket.uploaded_url)
+            found = response and response.headers.get(CHECKSUM_HEADER)
+        if found in {None, self._checksum}:
+            return
+        ticket = self._ticket
+        advice = (
+            "ask its operator for another ticket"
+            if ticket.parts
+            else "have its operator delete that update, and submit again"
+        )
+        raise TicketError(
+            f"S3 has stored other bytes in round {ticket.round_id!r} than this machine has sent as "
+            f"client {ticket.client!r} (CRC-64/NVME {found}, not {self._checksum}): they were "
+            f"damaged on the way; {advice}"
+        )
 
     def _check_is_done(self) -> None:
         # S3 has an update: of an earlier attempt, or of someone else who has the ticket.
@@ -218,12 +261,3 @@ class TicketUpload:
             "the ticket was made for is gone: its update was taken away, or it lay unfinished for "
             "too long; ask the round's operator for another ticket"
         )
-
-
-def _checksum_header(content: Content) -> str:
-    """Return the header that S3 keeps with an update and by which its sender recognises it.
-
-    S3's own checksum is a header that a ticket would have to sign, before there is an update; and
-    an ETag is not the MD5 of the bytes under a KMS key.
-    """
-    return f'attachment; crc64nvme="{checksum_of(content)}"'

@@ -20,6 +20,8 @@ TRANSIENT_CODES: Final = frozenset(
 )
 """Errors of S3 that a retry may not meet: of a slow connection, or of two requests at once."""
 
+CHECKSUM_HEADER: Final = "x-amz-checksum-crc64nvme"
+
 _MAX_LENGTH_DIGITS: Final = 15
 
 
@@ -49,6 +51,10 @@ class TicketRequests:
             self.reject(response)
         self.check_is_s3(response)
         return None if response.status_code == 404 else response
+
+    def describe(self, url: str) -> Response | None:
+        """Ask for an object's headers with its checksum; return None if there is no object."""
+        return self.ask("HEAD", url, CHECKSUM_MODE)
 
     def send(
         self, method: str, url: str, headers: Mapping[str, str], *, stream: bool = False
@@ -157,11 +163,11 @@ class UrlReader:
         response = self._head()
         if response is None or etag not in {None, response.headers.get("ETag")}:
             return None
-        return response.headers.get("x-amz-checksum-crc64nvme", "")
+        return response.headers.get(CHECKSUM_HEADER, "")
 
     def _head(self) -> Response | None:
         self.meter.add(gets=1)
-        return self._requests.ask("HEAD", self._head_url, CHECKSUM_MODE)
+        return self._requests.describe(self._head_url)
 
     def get_body(self, source: ObjectVersion, start: int, end: int) -> Body:
         """Open bytes [start, end) of the object."""

@@ -198,7 +198,7 @@ def upload(
     ranges = client_ranges(content.nbytes)
 
     def send(number: int, body: IO[bytes], nbytes: int) -> Part:
-        part = _checksum(content, ranges[number - 1])
+        part = crc_of(content, ranges[number - 1])
         return store.upload_part(key, upload_id, number, body, nbytes, part)
 
     parts = send_parts(content, ranges, held, send, report)
@@ -224,7 +224,7 @@ def ignore_progress(_done: int, _total: int) -> None:
 
 def checksum_of(content: Content) -> str:
     """Return a content's CRC-64/NVME in base64, as S3 has it."""
-    return _checksum(content, (0, content.nbytes))
+    return crc_of(content, (0, content.nbytes))
 
 
 def _resumable(store: ClientStore, key: str, content: Content) -> tuple[str, list[Part]]:
@@ -244,9 +244,7 @@ def _resumable(store: ClientStore, key: str, content: Content) -> tuple[str, lis
 
 def _holds(content: Content, part: Part, ranges: Ranges) -> bool:
     """Return whether a part that S3 has is the content's part of that number."""
-    return _is_one_of(part, ranges) and part.crc64nvme == _checksum(
-        content, ranges[part.number - 1]
-    )
+    return _is_one_of(part, ranges) and part.crc64nvme == crc_of(content, ranges[part.number - 1])
 
 
 def holds_by_etag(content: Content, part: Part, ranges: Ranges) -> bool:
@@ -282,7 +280,8 @@ def _md5(content: Content, start: int, end: int) -> bytes:
     return digest.digest()
 
 
-def _checksum(content: Content, range_: tuple[int, int]) -> str:
+def crc_of(content: Content, range_: tuple[int, int]) -> str:
+    """Return the CRC-64/NVME of bytes [start, end) of a content."""
     crc = Crc64()
     for chunk in _chunks(content, *range_):
         crc.update(chunk)

@@ -29,7 +29,7 @@ from gradshard_core.errors import (
     UpdateError,
 )
 from gradshard_core.formats.compressed_updates import parse_update
-from gradshard_core.formats.headers import Header, header_length, parse_samples
+from gradshard_core.formats.headers import FIRST_READ_BYTES, Header, header_length, parse_samples
 from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.formats.object_keys import (
     ObjectVersion,
@@ -65,9 +65,6 @@ from gradshard_core.stragglers.salf import FEDAVG
 
 THREADS: Final = 16
 """Headers read at once: enough to hide the requests' latency."""
-
-FIRST_READ_BYTES: Final = 64 * 1024
-"""The header of most models is shorter than this, so that one request reads it."""
 
 NAMED: Final = 5
 """Clients that an error names."""

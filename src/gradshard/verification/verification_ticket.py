@@ -15,7 +15,8 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 from gradshard.aws.client_store import ClientStore
 from gradshard.tickets.allowed_hosts import is_url, origin_of
 from gradshard.tickets.http_client import Response
-from gradshard.tickets.issuer import MAX_SECONDS, check_in_range
+from gradshard.tickets.issuer import check_in_range
+from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.url_requests import ResponseBody, TicketRequests
 from gradshard.updates.uploads import Progress

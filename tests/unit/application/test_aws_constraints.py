@@ -176,6 +176,7 @@ CHECKS: dict[str, Callable[[Any, Any], bool]] = {
     "unique": lambda value, key: len({entry[key] for entry in value}) == len(value),
     "keys": lambda value, pattern: all(re.fullmatch(pattern, key) for key in value),
     "no_keys": lambda value, names: present(value, names) == [],
+    "is_single": lambda value, wanted: isinstance(value, str) is wanted,
     "max_product": lambda value, most: math.prod(value[name] for name in most["of"]) <= most["is"],
 }
 

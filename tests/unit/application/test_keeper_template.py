@@ -1,5 +1,6 @@
 """The keeper's template: what its roles may do, here and in the aggregator's bucket."""
 
+import json
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
+from gradshard_core.limits.state_machine_history import MAX_EVENTS
+from gradshard_core.mask_keeper.records import MOST_TASKS
 from tests.unit.application.test_template import ROOT, Grant, as_list, shown, unknown_to_aws
 
 HERE = "${Bucket.Arn}"
@@ -120,3 +123,19 @@ def test_the_bucket_is_private_and_keeps_no_versions() -> None:
     assert set(bucket["Properties"]["PublicAccessBlockConfiguration"].values()) == {True}
     assert bucket["UpdateReplacePolicy"] == "Retain"
     assert bucket["DeletionPolicy"] == "RetainExceptOnCreate"
+
+
+def test_the_longest_history_is_below_step_functions_quota() -> None:
+    """However often every task is tried: a new account runs ten functions at once, and not 40."""
+    definition = ROOT / "keeper" / "statemachine" / "keeper.asl.json"
+    states = json.loads(definition.read_text())["States"]
+    task = states["SumMasks"]["ItemProcessor"]["States"]["SumMask"]
+
+    def events(state: dict[str, Any]) -> int:
+        # Entered and left; scheduled, started, and failed or succeeded, at each try.
+        tries: int = 1 + sum(retrier["MaxAttempts"] for retrier in state["Retry"])
+        return 2 + 3 * tries
+
+    tasks = MOST_TASKS * (2 + events(task))  # an iteration begins and ends
+    around = 2 + events(states["CheckRequest"]) + 4 + events(states["GiveAnswer"])
+    assert 0.8 * MAX_EVENTS < tasks + around < MAX_EVENTS

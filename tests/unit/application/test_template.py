@@ -17,7 +17,7 @@ from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
-from gradshard.tickets.issuer import MAX_SECONDS
+from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard_core.costs import assumed_speeds
 from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.limits.aws_limits import MAX_STACK_NAME
@@ -454,12 +454,16 @@ def test_other_services_are_let_in_for_this_stack_only() -> None:
     for statement in queue["PolicyDocument"]["Statement"]:
         assert statement["Principal"] == {"Service": "sns.amazonaws.com"}
         assert shown(statement["Condition"]["ArnEquals"]["aws:SourceArn"]) == "${UpdateTopic}"
-    [topics] = of_type("AWS::SNS::TopicPolicy").values()
-    for statement in topics["PolicyDocument"]["Statement"]:
-        assert statement["Principal"] == {"Service": "s3.amazonaws.com"}
-        assert shown(statement["Condition"]["StringEquals"]["aws:SourceAccount"]) == (
-            "${AWS::AccountId}"
-        )
+    policies = of_type("AWS::SNS::TopicPolicy").values()
+    topics = [shown(topic) for policy in policies for topic in policy["Topics"]]
+    assert sorted(topics) == ["${TrainingTopic}", "${UpdateTopic}"]
+    for topic, policy in zip(topics, policies, strict=True):
+        for statement in policy["PolicyDocument"]["Statement"]:
+            assert shown(statement["Resource"]) == topic
+            assert statement["Principal"] == {"Service": "s3.amazonaws.com"}
+            assert shown(statement["Condition"]["StringEquals"]["aws:SourceAccount"]) == (
+                "${AWS::AccountId}"
+            )
 
 
 KEYS = RoundKeys("round-1")

@@ -9,10 +9,8 @@ import click
 import pytest
 
 from gradshard.cli import main
-from gradshard.cli import options as cli_options
 from gradshard.client import federation
 from gradshard.client.stack import Stack
-from gradshard.tickets import issuer
 from gradshard_core.specs.round_spec import OPTIONS
 from tests.unit.cli.commands import Run, assert_one_line
 from tests.unit.fakes import MemoryStack, MemoryStore
@@ -83,11 +81,6 @@ def test_help_of_a_duration_names_units_default_and_bound() -> None:
         "Stop waiting for updates after this time, for example 90s, 30m or 2h. "
         "[default: 1h; at most 7d]"
     )
-
-
-def test_constants_are_those_of_the_library() -> None:
-    assert cli_options.DEFAULT_TICKET_SECONDS == issuer.DEFAULT_SECONDS
-    assert cli_options.MAX_TICKET_SECONDS == issuer.MAX_SECONDS
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

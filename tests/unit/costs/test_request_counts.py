@@ -32,6 +32,8 @@ from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 
 GET, PUT, FREE = "GET", "PUT", "free"
+MODELS = {"fedavg": 1, "fedadam": 3}
+"""The objects of model and state that a round writes, by its server optimizer."""
 
 
 class CountedS3:
@@ -68,8 +70,19 @@ class CountedS3:
         body, size = self._found(Key)
         return {"ETag": _etag(body), "ContentLength": size}
 
-    def put_object(self, *, Key: str, Body: bytes, **_: Any) -> None:  # noqa: N803
+    def put_object(
+        self,
+        *,
+        Key: str,  # noqa: N803
+        Body: bytes,  # noqa: N803
+        IfNoneMatch: str | None = None,  # noqa: N803
+        IfMatch: str | None = None,  # noqa: N803
+        **_: Any,
+    ) -> None:
         self.asked[PUT] += 1
+        there = _etag(self.objects[Key][0]) if Key in self.objects else None
+        if (IfNoneMatch and there) or (IfMatch and IfMatch != there):
+            raise ResponseError("PreconditionFailed", "put_object", "S3 answered 412")
         self.create(Key, Body, len(Body))
 
     def create(self, key: str, body: bytes, size: int) -> None:
@@ -194,12 +207,7 @@ def test_the_functions_make_the_requests_that_are_priced(
     store, keys = S3Store("b", s3), RoundKeys("r")
     layout = Layout.pack([("w", "F32", (3 * MIB,))])
     update = encode_header(layout, {"num_samples": "1"})
-
-    model = encode_header(layout, {})
-    s3.objects["models/model/puts/1.safetensors"] = (model, len(model) + layout.nbytes)
-    source = ObjectVersion("models/model/puts/1.safetensors", "", "", len(model) + layout.nbytes)
-    first = Version("model", 1, StoredTensors(source, len(model))).to_json()
-    s3.objects["models/model/current.json"] = (json.dumps(first).encode(), 1)
+    _put_model(s3, layout)
 
     open_round(store, "r", {"clients": names} | terms, started="2026-01-01T00:00:00Z", token="t")
     seen = Seen()
@@ -225,12 +233,90 @@ def test_the_functions_make_the_requests_that_are_priced(
     # So nothing is called or written at the deadline.
     assert cancelled == ["r"]
 
-    models = {"fedavg": 1, "fedadam": 3}.get(terms.get("server_optimizer", ""), 0)
+    models = MODELS.get(terms.get("server_optimizer", ""), 0)
     before, lists = [measured] if measured else [], lists_of(parse_spec({"clients": names} | terms))
     counted = request_counts.count_requests(tasks, clients, models, before, lists)
     assert counted == Requests(s3.asked[GET], s3.asked[PUT])
     assert round_cost.notifications(clients) == s3.notifications()
     assert published == ["RoundCompleted"]  # the event that is priced
+
+
+@pytest.mark.usefixtures("quiet")
+@pytest.mark.parametrize(
+    ("clients", "fan_in", "terms"),
+    [
+        (4, 2, {}),
+        (12, 4, {}),
+        (42, 21, {}),
+        (200, 2, {}),  # more groups than stages
+        (8, 2, {"shards": 2}),
+        (8, 2, {"server_optimizer": "fedadam"}),
+    ],
+)
+def test_the_stages_of_an_eager_round_make_the_requests_that_are_priced(
+    monkeypatch: pytest.MonkeyPatch, clients: int, fan_in: int, terms: dict[str, Any]
+) -> None:
+    """Each stage is over before further clients arrive."""
+    monkeypatch.setattr(aws_requests, "cancel_deadline", lambda _: None)
+    names, layout = [f"c{client}" for client in range(clients)], Layout.pack([("w", "F32", (MIB,))])
+    eager = {"topology": "grid", "fan_in": fan_in, "weights": "counts", "eager": True}
+    settled = {} if terms.get("server_optimizer") else {"layout": layout.to_json()}
+    terms = {"clients": names, "shards": 1, **eager, **settled, **terms}
+    s3 = CountedS3()
+    store, keys = S3Store("b", s3), RoundKeys("r")
+    _put_model(s3, layout)
+    update = encode_header(layout, {"num_samples": "1"})
+    calls: Counter[str] = Counter()
+
+    def wait() -> None:
+        token = f"t{calls['open']}"
+        calls["open"] += 1
+        started = "2026-01-01T00:00:00Z"
+        assert not open_round(store, "r", terms, started=started, token=token)["resumed"]
+
+    def add_stage() -> str:
+        s3.parts.clear()
+        calls["plan"] += 1
+        request = PlanRequest(f"2026-01-01T00:00:{calls['plan']:02}", "complete", 0)
+        planned = plan_round(store, "r", request, aggregator=LambdaConfig(128, "arm64"))
+        _do_tasks(s3, keys, parse_plan(json.loads(s3.objects[keys.plan][0])))
+        while planned := planned["next"]:  # the state machine asks after each level
+            finalize_round(store, "r", planned)
+            calls["finalize"] += 1
+        calls["finalize"] += 1
+        return str(finalize_round(store, "r")["status"])
+
+    wait()
+    random.seed(clients)
+    status, seen = "awaiting", Seen()
+    for client in random.Random(1).sample(names, clients):  # noqa: S311 - no secret
+        s3.create(keys.update(client), update, len(update) + layout.nbytes)
+        calls["collect"] += 1
+        if collect_update(store, keys.update(client), _etag(update).strip('"'), seen)["resumed"]:
+            status = add_stage()
+            if status == "awaiting":
+                wait()
+    assert status == "completed"
+
+    plan = parse_plan(json.loads(s3.objects[keys.plan][0]))
+    tasks = [len(plan.tasks(level)) for level in range(len(plan.levels))]
+    lists, models = lists_of(parse_spec(terms)), MODELS.get(terms.get("server_optimizer", ""), 0)
+    counted = request_counts.count_requests(tasks, clients, models, lists=lists)
+    assert lists.stages == calls["plan"]
+    assert counted.puts == s3.asked[PUT]
+    # In groups of two an arrival looks once; in larger ones at random.
+    assert counted.gets == pytest.approx(s3.asked[GET], rel=0.05 if fan_in > 2 else 0)
+    called = round_cost.invocations(0, clients, levels=len(tasks), stages=lists.stages)
+    assert called == calls.total() + 1  # and for the result
+
+
+def _put_model(s3: CountedS3, layout: Layout) -> None:
+    header = encode_header(layout, {})
+    key, nbytes = "models/model/puts/1.safetensors", len(header) + layout.nbytes
+    s3.objects[key] = (header, nbytes)
+    source = ObjectVersion(key, "", "", nbytes)
+    first = Version("model", 1, StoredTensors(source, len(header))).to_json()
+    s3.objects["models/model/current.json"] = (json.dumps(first).encode(), 1)
 
 
 def _do_tasks(s3: CountedS3, keys: RoundKeys, plan: Plan) -> None:

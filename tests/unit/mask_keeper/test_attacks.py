@@ -201,7 +201,7 @@ def test_a_garbage_request_fails_with_its_key_and_decides_nothing(
 @pytest.mark.parametrize(
     ("encoding", "reason"),
     [
-        (f'{{"elements":{2**100},"ring_bits":32}}', "are too long for 1000 parts"),
+        (f'{{"elements":{2**100},"ring_bits":32}}', "are too long for 500 parts"),
         ("[" * 100_000, "not those of this protocol"),
         ('{"elements":5,"ring_bits":[32]}', "not those of this protocol"),
         ('{"elements":5,"elements":5,"ring_bits":32}', "is not written as the protocol says"),

@@ -28,6 +28,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.formats.tensor_layout import Layout, Span
 from gradshard_core.limits import aws_limits
 from gradshard_core.planning import shard_count
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.units import MIB
 
 GIB = 1024 * MIB
@@ -126,21 +127,22 @@ def test_considers_every_small_m_and_steps_of_under_a_hundredth(fewest: int, spa
 
 
 @cache
-def every_choice(clients: int) -> list[Projection]:
-    load = Workload(60 * 10**9, topologies.grid(clients))
+def every_choice(nbytes: int, clients: int) -> list[Projection]:
+    load = Workload(nbytes, topologies.grid(clients))
     return [project(load, m, arm(256)) for m in range(1, shard_count.max_shards(load.nbytes) + 1)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("clients", [20, 1000])
+@pytest.mark.parametrize(("nbytes", "clients"), [(60 * 10**9, 20), (6 * 10**9, 1000)])
 @pytest.mark.parametrize("time_budget", [None, 120.0])
 def test_no_m_is_cheaper_by_a_hundredth_than_the_chosen_one(
-    clients: int, time_budget: float | None
+    nbytes: int, clients: int, time_budget: float | None
 ) -> None:
-    load = Workload(60 * 10**9, topologies.grid(clients))
+    load = Workload(nbytes, topologies.grid(clients))
     chosen, _ = shard_count.choose(load, arm(256), time_budget=time_budget)
     budget = time_budget or shard_count.UNHURRIED_SECONDS
-    fitting = [p for p in every_choice(clients) if p.seconds <= budget and p.task_seconds <= 140]
+    every = every_choice(nbytes, clients)
+    fitting = [p for p in every if p.seconds <= budget and p.task_seconds <= 140]
     assert chosen.seconds <= budget
     assert chosen.total_dollars <= 1.01 * min(p.total_dollars for p in fitting)
 
@@ -202,7 +204,7 @@ def test_rejects_a_task_that_takes_too_long() -> None:
 
 
 def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
-    requests = large_round_limits.MAX_TASKS / large_round_limits.REPORT_READERS
+    requests = large_round_limits.MAX_TASKS / SMALL_OBJECT_READERS
     reading = requests * assumed_speeds.REQUEST_SECONDS
     assert reading <= assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2
     share = assumed_speeds.FINALIZE_MEMORY_MB / aws_limits.MB_PER_VCPU
@@ -218,6 +220,18 @@ def test_tasks_are_as_few_as_finalizing_can_read_the_reports_of() -> None:
     projection, _ = shard_count.choose(Workload(10**11, topologies.grid(fewer)), arm(192))
     assert 0.8 * large_round_limits.MAX_TASKS < projection.tasks <= large_round_limits.MAX_TASKS
     assert shard_count.frontier(load, arm(192), memories=MEMORIES_MB) == []
+
+
+def test_reading_the_reports_of_many_tasks_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = Workload(10**11, topologies.grid(1000), measures=True)
+    for load, passes in ((Workload(10**11, topologies.grid(1000)), 1), (measured, 2)):
+        with_reports = project(load, 1000, arm(1769))
+        with monkeypatch.context() as patch:
+            patch.setattr(large_round_limits, "SECONDS_PER_REPORT", 0.0)
+            without = project(load, 1000, arm(1769))
+        # Of each pass, 16 at a time; a request takes 0.1 s.
+        further = with_reports.tasks - 16 * passes
+        assert with_reports.seconds - without.seconds == pytest.approx(further * 0.1 / 16)
 
 
 def test_too_many_shards_and_too_many_groups_are_rejected_with_advice() -> None:

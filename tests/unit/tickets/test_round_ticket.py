@@ -22,10 +22,10 @@ from gradshard.client.round_by_ticket import TicketRound
 from gradshard.tickets import ticket_file
 from gradshard.tickets.issuer import (
     FIRST_PART_STEPS,
-    MAX_SECONDS,
     issue_part_urls,
     issue_ticket,
 )
+from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.training_ticket import TrainingTicket
@@ -38,6 +38,7 @@ from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
 from gradshard_core.limits.aws_limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
 from gradshard_core.records.ticket_urls import MAX_LENGTHS, signed_lengths
+from gradshard_core.s3.http_transport import CHECKSUM_MODE
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.sigv4 import Credentials
 from gradshard_core.units import MIB
@@ -95,13 +96,14 @@ class TestWhatIsSigned:
             url = ticket.upload_url(length)
             assert verdict("PUT", url, UPLOAD_HEADERS | {"Content-Length": str(length)}) is None
             assert urlsplit(url).path == f"/{KEYS.update('a')}"
-        for method, url, key in (
-            ("HEAD", ticket.uploaded_url, KEYS.update("a")),
-            ("GET", ticket.rejection_url, KEYS.rejection("a")),
-            ("HEAD", ticket.ended_url, KEYS.manifest),
-            ("GET", ticket.result_url, KEYS.result),
+        for method, url, key, headers in (
+            ("HEAD", ticket.uploaded_url, KEYS.update("a"), CHECKSUM_MODE),
+            ("GET", ticket.rejection_url, KEYS.rejection("a"), {}),
+            ("HEAD", ticket.ended_url, KEYS.manifest, {}),
+            ("GET", ticket.result_url, KEYS.result, {}),
+            ("HEAD", ticket.result_head_url, KEYS.result, CHECKSUM_MODE),
         ):
-            assert verdict(method, url) is None
+            assert verdict(method, url, headers) is None
             assert urlsplit(url).path == f"/{key}"
             assert urlsplit(url).scheme == "https"
             # Of the region: from another one S3 would answer with a redirection.
@@ -149,29 +151,30 @@ class TestWhatIsSigned:
 
     def test_opens_with_no_other_method(self, make: Make) -> None:
         ticket = make()
-        for url, right in (
-            (ticket.upload_url(MAX_BYTES), "PUT"),
-            (ticket.uploaded_url, "HEAD"),
-            (ticket.ended_url, "HEAD"),
-            (ticket.rejection_url, "GET"),
-            (ticket.result_url, "GET"),
+        for url, right, headers in (
+            (ticket.upload_url(MAX_BYTES), "PUT", UPLOAD_HEADERS),
+            (ticket.uploaded_url, "HEAD", CHECKSUM_MODE),
+            (ticket.ended_url, "HEAD", {}),
+            (ticket.rejection_url, "GET", {}),
+            (ticket.result_url, "GET", {}),
         ):
+            assert verdict(right, url, headers) is None
             for method in {"GET", "HEAD", "PUT", "POST", "DELETE"} - {right}:
-                assert verdict(method, url, UPLOAD_HEADERS) is not None, (url, method)
+                assert verdict(method, url, headers) is not None, (url, method)
 
     def test_opens_nothing_after_its_time(self, make: Make) -> None:
         ticket = make(expires=600)
         assert verdict("GET", ticket.result_url, later=590) is None
-        for method, url in (
-            ("PUT", ticket.upload_url(MAX_BYTES)),
-            ("HEAD", ticket.uploaded_url),
-            ("HEAD", ticket.ended_url),
-            ("GET", ticket.rejection_url),
-            ("GET", ticket.result_url),
+        for method, url, headers in (
+            ("PUT", ticket.upload_url(MAX_BYTES), UPLOAD_HEADERS),
+            ("HEAD", ticket.uploaded_url, CHECKSUM_MODE),
+            ("HEAD", ticket.ended_url, {}),
+            ("GET", ticket.rejection_url, {}),
+            ("GET", ticket.result_url, {}),
         ):
-            assert verdict(method, url, UPLOAD_HEADERS, later=601) == "expired"
+            assert verdict(method, url, headers, later=601) == "expired"
             longer = url.replace("X-Amz-Expires=600", "X-Amz-Expires=6000")
-            assert verdict(method, longer, UPLOAD_HEADERS, later=601) is not None
+            assert verdict(method, longer, headers, later=601) is not None
         assert abs(ticket.expires_at - datetime.now(UTC) - timedelta(seconds=600)).seconds < 5
 
     def test_of_two_seconds_is_whole(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

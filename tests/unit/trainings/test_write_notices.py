@@ -150,7 +150,7 @@ def test_the_urls_are_for_what_they_say_and_for_half_a_day(world: World) -> None
     asked = [
         ("GET", notice.urls.notice, world.keys.notice("ann"), {}),
         ("PUT", notice.urls.renewal, world.keys.renewal("ann"), {"Content-Length": "0"}),
-        ("HEAD", ticket["uploaded_url"], keys.update("ann"), {}),
+        ("HEAD", ticket["uploaded_url"], keys.update("ann"), CHECKSUM_MODE),
         ("GET", ticket["rejection_url"], keys.rejection("ann"), {}),
         ("HEAD", ticket["ended_url"], keys.manifest, {}),
         ("GET", ticket["result_url"], keys.result, {}),

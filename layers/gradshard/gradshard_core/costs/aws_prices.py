@@ -25,5 +25,8 @@ EXPRESS_MEMORY_GB: Final = 64 / 1024
 ROUND_TRANSITIONS: Final = 3
 # Transitions between measuring and adding: PlanAgain, PlanRound.
 REPLAN_TRANSITIONS: Final = 2
+# Transitions of each further stage of an eager round, besides its tasks': OpenRound, PlanRound, the
+# distributed Map, and FinalizeRound.
+STAGE_TRANSITIONS: Final = 4
 # Transitions of a level without its tasks: the distributed Map, and FinalizeRound.
 LEVEL_TRANSITIONS: Final = 2

@@ -5,23 +5,18 @@ from typing import Final, NamedTuple
 from gradshard_core.costs import assumed_speeds
 from gradshard_core.formats.list_pieces import PIECE
 from gradshard_core.limits import aws_limits
+from gradshard_core.s3.side_by_side import HEADER_READERS, SMALL_OBJECT_READERS
 
 READ_AT_ONCE: Final = 4096
 """Headers that ``plan_round`` reads itself; of more updates, tasks read them before."""
 
-REPORT_READERS: Final = 16
-"""Reports of tasks that ``finalize_round`` reads side by side."""
-
-MAX_TASKS: Final = int(
-    assumed_speeds.FINALIZE_TIMEOUT_SECONDS
-    / 2
-    / max(
-        assumed_speeds.REQUEST_SECONDS / REPORT_READERS,
-        assumed_speeds.REPORT_CPU_SECONDS
-        * aws_limits.MB_PER_VCPU
-        / assumed_speeds.FINALIZE_MEMORY_MB,
-    )
+SECONDS_PER_REPORT: Final = max(
+    assumed_speeds.REQUEST_SECONDS / SMALL_OBJECT_READERS,
+    assumed_speeds.REPORT_CPU_SECONDS * aws_limits.MB_PER_VCPU / assumed_speeds.FINALIZE_MEMORY_MB,
 )
+"""How much longer ``finalize_round`` takes for each report."""
+
+MAX_TASKS: Final = int(assumed_speeds.FINALIZE_TIMEOUT_SECONDS / 2 / SECONDS_PER_REPORT)
 """Tasks whose reports ``finalize_round`` can read in half of its timeout. The other half is left
 for S3, which may take minutes to complete an upload."""
 
@@ -68,13 +63,20 @@ def control_seconds(clients: int, *, measures: bool = False, assigns: bool = Fal
     return cpu_seconds / share + finalizing + requests * assumed_speeds.REQUEST_SECONDS
 
 
+def report_seconds(tasks: int) -> float:
+    """Return how long ``finalize_round`` reads the reports of a pass, beyond the first few.
+
+    Those are read side by side, in the time that every round takes around its tasks.
+    """
+    return max(0, tasks - SMALL_OBJECT_READERS) * SECONDS_PER_REPORT
+
+
 def survey_seconds(memory_mb: int) -> float:
     """Return how long a task takes that reads the headers of a piece."""
     share = min(1.0, memory_mb / aws_limits.MB_PER_VCPU)
-    readers = 8
     return (
         assumed_speeds.TASK_START_SECONDS
-        + PIECE * assumed_speeds.REQUEST_SECONDS / readers
+        + PIECE * assumed_speeds.REQUEST_SECONDS / HEADER_READERS
         + PIECE * assumed_speeds.REQUEST_CPU_SECONDS / share
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from gradshard_core.costs import large_round_limits
-from gradshard_core.limits import aws_limits
+from gradshard_core.limits import aws_limits, state_machine_history
 from gradshard_core.robust.rules import RobustRule
 
 HEADS_BEFORE_LIST: Final = 20
@@ -40,6 +40,9 @@ class Lists(NamedTuple):
         Whether the round waits more than once, so that each arrival reads its spec and plan.
     stores_headers
         Whether headers of the result, and of the optimizer's state, are too large for the plan.
+    groups
+        The clients of each group of an eager round, whose arrivals look for those of their group;
+        empty if the round is not eager.
     """
 
     is_named: bool = True
@@ -51,6 +54,13 @@ class Lists(NamedTuple):
     draws_noise: bool = False
     waits_again: bool = False
     stores_headers: bool = False
+    groups: tuple[int, ...] = ()
+
+    @property
+    def stages(self) -> int:
+        """The stages of the round if each begins before further clients arrive: the most."""
+        groups = len(self.groups)
+        return -(-groups // state_machine_history.stage_size(groups)) if groups else 1
 
 
 NO_LISTS: Final = Lists()
@@ -94,9 +104,7 @@ def count_requests(
         The objects of the round besides its plan and its result.
     """
     below = tasks[:-1]
-    recorded = large_round_limits.is_recorded(clients)
     looks, listings = _looks(clients, lists)
-    pages = 1 if recorded else _pages(clients)
     is_complete = lists.is_named and not large_round_limits.is_surveyed(clients)
     counted = Requests(
         # Opening: a look for a client, and whether the call comes late, by plan and manifest. An
@@ -108,7 +116,7 @@ def count_requests(
         # known that all have answered; upload, plan, tasks. Finalizing: completion, manifest, and
         # partial sums.
         puts=2
-        + round(listings * pages)
+        + _listed_by_arrivals(clients, listings, lists)
         + ((0 if is_complete else _pages(clients)) + 2 + len(tasks))
         + (2 + (_pages(sum(below)) if below else 0)),
     )
@@ -119,8 +127,43 @@ def count_requests(
     if lists.waits_again:
         # An arrival: spec, plan, manifest, and an earlier rejection. Opening: no plan, no manifest.
         further = further.plus(Requests(4 * clients - 2, 0))
+    if lists.groups:
+        further = further.plus(_staging(clients, models, round(listings), lists))
     further = further.plus(_replanning(clients, before, models, lists))
     return counted.plus(_applying(models)).plus(further)
+
+
+def _listed_by_arrivals(clients: int, listings: float, lists: Lists) -> int:
+    """Return the requests of all listings of arrivals: of the marks, or of the updates."""
+    if _is_recorded(clients, lists):
+        return round(listings)
+    if lists.groups:
+        return sum(_pages_in_turn(clients, round(listings)))
+    return round(listings * _pages(clients))
+
+
+def _staging(clients: int, models: int, listings: int, lists: Lists) -> Requests:
+    """Count the small functions' requests that an eager round makes because it has stages.
+
+    Each stage is opened, planned and finalized once more.
+    """
+    later = lists.stages - 1
+    pages = sum(_pages_in_turn(clients, lists.stages)[:later])
+    # Opening again: the spec and the callback are there, and compared; the deadline, the plan.
+    # Planning again: the plan twice, spec and manifest. Finalizing: the plan, in which groups are
+    # missing. And the callback, with which an arrival resumes the round. For a model, opening and
+    # planning read which version is current, and its header.
+    gets = later * (6 + 4 + 1 + 1 + (3 + 3) * bool(models))
+    # Opening the first time: a deadline that has passed. An arrival that lists the updates reads
+    # the plan, for the groups that are awaited.
+    gets += 1 + listings
+    # Opening the first time lists no updates. Each time after: listing, spec, and callback twice;
+    # planning: listing, plan, tasks.
+    return Requests(gets, 1 + later * (3 + 2) + 2 * pages)
+
+
+def _is_recorded(clients: int, lists: Lists) -> bool:
+    return large_round_limits.is_recorded(clients) and not lists.groups
 
 
 def _recording(clients: int, lists: Lists) -> Requests:
@@ -128,7 +171,7 @@ def _recording(clients: int, lists: Lists) -> Requests:
 
     Planning lists the updates once more if clients are expected by number.
     """
-    if not large_round_limits.is_recorded(clients):
+    if not _is_recorded(clients, lists):
         return Requests(0, 0)
     return Requests(clients, clients + (0 if lists.is_named else _pages(clients)))
 
@@ -206,13 +249,22 @@ def _pages(entries: int) -> int:
     return max(1, -(-entries // aws_limits.LISTED_ENTRIES))
 
 
+def _pages_in_turn(clients: int, times: int) -> list[int]:
+    """Return the requests of each of so many listings, while clients arrive one after another."""
+    return [_pages(clients * turn // times) for turn in range(1, times + 1)]
+
+
 def _looks(clients: int, lists: Lists) -> tuple[float, float]:
     """Return the expected numbers of HEADs and listings of all arrivals together.
 
     A function has seen those who came before, so the first client that it looks for is missing.
     Only the last arrival looks for all again, in one listing if they are many. Without names each
-    arrival lists. In a large round many functions run side by side.
+    arrival lists. In a large round many functions run side by side, and in an eager one an arrival
+    looks for its group alone.
     """
+    if lists.groups:
+        in_groups = [_looks_in_group(size) for size in lists.groups]
+        return sum(looks for looks, _ in in_groups), sum(listings for _, listings in in_groups)
     if not lists.is_named:
         return 0.0, float(clients)
     if large_round_limits.is_recorded(clients):
@@ -229,8 +281,16 @@ def looks_apart(clients: int) -> tuple[float, float]:
     HEADS_BEFORE_LIST were there, and more are expected. The sum over all m, from 0 to N - 1, is
     N / (j + 1). If no more are expected, the last one looks for its own update instead.
     """
-    looked = min(HEADS_BEFORE_LIST, max(0, clients - 1))
-    looks = sum(clients / (others + 1) for others in range(looked))
+    looks, listings = _looks_in_group(clients)
     if clients - 1 > HEADS_BEFORE_LIST:
-        return looks, clients / (looked + 1)
+        return looks, listings
     return looks + min(1, clients), 0.0
+
+
+def _looks_in_group(clients: int) -> tuple[float, float]:
+    """Return what :func:`looks_apart` does if all are listed whenever those looked for are there.
+
+    In an eager round the clients of a group look for each other, and nobody is remembered.
+    """
+    looked = min(HEADS_BEFORE_LIST, max(0, clients - 1))
+    return sum(clients / (others + 1) for others in range(looked)), clients / (looked + 1)

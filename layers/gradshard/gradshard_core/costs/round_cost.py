@@ -176,14 +176,17 @@ def bill(
     gb_seconds = memory_mb / 1024 * sum(run.number * run.seconds for lvl in passes for run in lvl)
     small_gb_seconds = clients * assumed_speeds.COLLECT_GB_SECONDS + assumed_speeds.ROUND_GB_SECONDS
     small_gb_seconds += assumed_speeds.REPLAN_GB_SECONDS * len(before)
+    small_gb_seconds += assumed_speeds.ROUND_GB_SECONDS * (lists.stages - 1)
     return Bill(
         lambda_=gb_seconds * gb_second,
         s3_aggregators=prices.s3(aggregators),
         s3_clients=prices.s3(by_clients),
-        requests=invocations(sum(tasks), clients, before, levels=len(levels))
+        requests=invocations(sum(tasks), clients, before, levels=len(levels), stages=lists.stages)
         * prices.invocations_per_million
         / 1e6,
-        step_functions=_step_functions(passes, batch, prices, replans=len(before)),
+        step_functions=_step_functions(
+            passes, batch, prices, replans=len(before), stages=lists.stages
+        ),
         round_=small_gb_seconds * gb_second
         + prices.s3(count_requests(tasks, clients, models, before, lists)),
         events=(
@@ -224,25 +227,34 @@ def _init_gb_seconds(cpu_seconds: float, memory_mb: int) -> float:
     return memory_mb / 1024 * (assumed_speeds.RUNTIME_INIT_SECONDS + cpu_seconds / share)
 
 
-def invocations(tasks: int, clients: int, before: Sequence[int] = (), *, levels: int = 1) -> int:
+def invocations(
+    tasks: int, clients: int, before: Sequence[int] = (), *, levels: int = 1, stages: int = 1
+) -> int:
     """Count a round's invocations: of its tasks, and of open, collect, plan and finalize.
 
     The result, too, calls ``collect_update``, which looks at its key alone. ``finalize_round`` is
     called after each level. After each pass ``before``, of so many tasks, the round is finalized
-    and planned once more.
+    and planned once more. Each further stage of an eager round is opened, planned and finalized.
     """
-    return tasks + notifications(clients) + 2 + levels + sum(number + 2 for number in before)
+    around = 2 + levels + 3 * (stages - 1)
+    return tasks + notifications(clients) + around + sum(number + 2 for number in before)
 
 
 def _step_functions(
-    levels: Sequence[Level], batch: int, prices: Prices, *, replans: int = 0
+    levels: Sequence[Level], batch: int, prices: Prices, *, replans: int = 0, stages: int = 1
 ) -> float:
-    """Price the machine: two states for each level, and an Express execution for each batch."""
+    """Price the machine: two states for each level, and an Express execution for each batch.
+
+    Each stage of an eager round has at least one execution for its tasks, which are of one level.
+    """
     transitions = aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS * len(levels)
     transitions += aws_prices.REPLAN_TRANSITIONS * replans
+    transitions += aws_prices.STAGE_TRANSITIONS * (stages - 1)
     started, seconds = 0, 0.0
-    for level in levels:
+    for number, level in enumerate(levels):
         children = -(-sum(run.number for run in level) // batch)
+        if number == 0:
+            children = max(children, stages)
         started += children
         # A batch ends with its slowest task.
         seconds += children * max(run.seconds for run in level)

@@ -95,6 +95,9 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         for seconds, level in zip(longest, passes, strict=True)
     )
     gb = aggregator.memory_mb / 1024
+    # After a pass before and after the last level, the reports of all tasks since are read.
+    numbers = [[tasks.number for tasks in level] for level in passes]
+    reported = [*map(sum, numbers[: len(measuring)]), sum(map(sum, numbers[len(measuring) :]))]
     requests = _requests(load, shards)
     by_client = client_requests(load.nbytes, round(load.update_bytes))
     return Projection(
@@ -107,6 +110,7 @@ def project(load: Workload, shards: int, aggregator: LambdaConfig) -> Projection
         + assumed_speeds.ROUND_OVERHEAD_SECONDS
         + assumed_speeds.LEVEL_OVERHEAD_SECONDS * (len(levels) - 1)
         + assumed_speeds.REPLAN_OVERHEAD_SECONDS * len(measuring)
+        + sum(large_round_limits.report_seconds(tasks) for tasks in reported)
         + large_round_limits.control_seconds(
             load.contributors, measures=load.measures, assigns=load.lists.assigns
         ),

@@ -71,6 +71,7 @@ def lists_of(spec: RoundSpec) -> Lists:
     """Return what a round stores besides its plan and its result."""
     return Lists(
         is_named=not (isinstance(spec.clients, int) or spec.enough_clients or spec.eager),
+        groups=tuple(map(len, spec.groups())) if spec.eager else (),
         ids_in_pieces=isinstance(spec.clients, StoredList),
         assigns=spec.assignments is not None,
         has_speeds=spec.assignments is not None and spec.assignments.after is not None,

@@ -20,6 +20,9 @@ MAX_KEPT: Final = 64
 """Metrics in the record of a round, those that most clients have sent: each may choose its own
 names."""
 
+FIRST_READ_BYTES: Final = 16 * 1024
+"""The header of most updates is shorter than this, so that one request reads its metrics."""
+
 EVALUATION: Final[Mapping[str, float]] = {"evaluation": 0.0}
 """The tensors of an update in an evaluation, whose content is its metrics: clients may measure
 different ones, and the updates of a round have one layout."""

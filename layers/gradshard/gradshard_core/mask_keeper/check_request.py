@@ -22,9 +22,8 @@ from gradshard_core.mask_keeper.records import (
 from gradshard_core.mask_keeper.request import Refusal, Request, SealedSeed
 from gradshard_core.masking.sealing import SealContext, SealError, unseal
 from gradshard_core.masking.signing import verify
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import S3Store
-
-READERS: Final = 16
 
 NOTHING: Final[dict[str, Any]] = {"round": "", "tasks": []}
 """The answer of the function for a request that is not answered now: no tasks."""
@@ -187,7 +186,7 @@ def _check_seeds(store: S3Store, request: Request) -> dict[str, str]:
         except SealError as error:
             return error
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
         found = list(pool.map(check, request.contributors))
     named = dict(zip((seed.client for seed in request.contributors), found, strict=True))
     bad = {client: str(result) for client, result in named.items() if isinstance(result, SealError)}
@@ -226,7 +225,7 @@ def _claim(store: S3Store, round_id: str, digests: Mapping[str, str]) -> None:
     def claim(client: str) -> bool:
         return store.put_json(seed_key(digests[client]), {"round": round_id}, replaces=None)
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
         claimed = dict(zip(digests, pool.map(claim, digests), strict=True))
     bad = {
         client: f"the seed of {client} is summed in another round"

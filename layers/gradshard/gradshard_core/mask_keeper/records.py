@@ -35,8 +35,9 @@ CLIENTS: Final = "clients/"
 TASK_BYTES: Final = 16 * 1024 * MIB
 """Bytes of key stream that a task makes: a few seconds of a whole processor."""
 
-MOST_TASKS: Final = 1000
-"""More would fill the history of the execution, which has 25,000 events."""
+MOST_TASKS: Final = 500
+"""More would fill the history of the execution, which has 25,000 events, if each were tried as
+often as ``keeper.asl.json`` allows."""
 
 _REQUEST_KEY: Final = re.compile(rf"{REQUESTS}(?P<round>[A-Za-z0-9][A-Za-z0-9_-]{{0,63}})\.json")
 

@@ -1,16 +1,12 @@
 """Fixed-point numbers for masked rounds with noise: clipped updates on the grid of the noise.
 
 A client shortens its update x to the length C, as a private round does
-(:mod:`gradshard_core.privacy.privacy_mechanism`), and encodes each element as
-trunc(s · x / g), with
-
-    s = min(1, C / (‖x‖ · (1 + 2⁻¹⁰))).
-
-The *grid* g is such that noise with the standard deviation zC has that of the noise's table,
-counted in g. Rounding toward zero lengthens nothing, so what a client adds to the sum of whole
-numbers is at most C / g long. The keeper adds discrete Gaussian noise
-(:mod:`gradshard_core.privacy.noise`) to the sum of the masks. Every client counts alike: its
-count is 1.
+(:mod:`gradshard_core.privacy.privacy_mechanism`), by a factor s, and encodes each element as
+trunc(s · x / g). The *grid* g is such that noise with the standard deviation zC has that of the
+noise's table, counted in g. Rounding toward zero lengthens nothing, so what a client adds to the
+sum of whole numbers is at most C / g long. The keeper adds discrete Gaussian noise
+(:mod:`gradshard_core.privacy.noise`) to the sum of the masks. Every client counts alike: its count
+is 1.
 """
 
 import math
@@ -23,7 +19,7 @@ from gradshard_core.aggregation.fixed_point import RINGS, SLICE_ELEMENTS, Array,
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.privacy import noise
 from gradshard_core.privacy.noise_grid import Grid
-from gradshard_core.privacy.privacy_mechanism import MARGIN, PrivacyMechanism
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 
 
 @dataclass(frozen=True)
@@ -138,5 +134,4 @@ class NoisyFixedPoint(RingEncoding):
             raise UpdateError(
                 f"the norm of the update is {norm}: it has a NaN, or too large values"
             )
-        factor = min(1.0, self.dp.clip / (norm * MARGIN)) if norm else 1.0
-        return factor / self.step
+        return self.dp.clip_factor(norm) / self.step

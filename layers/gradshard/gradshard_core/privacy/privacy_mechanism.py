@@ -40,7 +40,7 @@ from gradshard_core.privacy.noise_tree import Place, parse_place
 from gradshard_core.privacy.secret_sampling import SecretDraw, parse_secret_draw
 from gradshard_core.robust.by_weight import Decision, Gram, norms_of
 
-MARGIN: Final = 1 + 2.0**-10
+_MARGIN: Final = 1 + 2.0**-10
 """The factor by which an update may be longer than it was measured."""
 
 LEAST_CLIENTS: Final = 2
@@ -152,12 +152,15 @@ class PrivacyMechanism:
             return self.clip
         return self.adaptation.next_clip(self.clip, count, contributors)
 
+    def clip_factor(self, norm: float) -> float:
+        """Return the factor s by which an update of the length ``norm`` is shortened, 1 at most."""
+        longest = norm * _MARGIN
+        return 1.0 if longest <= self.clip else self.clip / longest
+
     def decide(self, gram: Gram, samples: Sequence[int]) -> Decision:
         """Return the factors sᵢ; every client counts alike, whatever its number of samples."""
         norms = norms_of(gram)
-        factors = tuple(
-            1.0 if norm * MARGIN <= self.clip else self.clip / (norm * MARGIN) for norm in norms
-        )
+        factors = tuple(map(self.clip_factor, norms))
         return Decision(factors, norms, (1.0,) * len(samples), self.clip)
 
     def to_json(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from gradshard_core.aggregation import model_buffers
 from gradshard_core.aggregation.model_buffers import Stretches
@@ -26,10 +26,8 @@ from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.plan_and_manifest import read_manifest
 from gradshard_core.s3.retries import conditional_write_attempts
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import S3Store
-
-READERS: Final = 16
-"""Records read at once."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +186,7 @@ def history(store: S3Store, name: str) -> list[Version]:
     """
     newest = read_current(store, name)
     keys = [entry.key for entry in store.list_objects(ModelKeys(name).versions)]
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
         versions = list(pool.map(partial(_read, store), keys))
     # A reservation of a round that goes on, or failed, is the last one.
     return [v for v in versions if v and v.number <= newest.number]

@@ -98,7 +98,7 @@ def build_ticket(
         "expires_at": expires_at.isoformat(timespec="seconds"),
         "max_bytes": max_bytes,
         "upload": urls,
-        "uploaded_url": signer.presign_read(key, seconds, head=True),
+        "uploaded_url": signer.presign_checksum(key, seconds),
         "rejection_url": signer.presign_read(keys.rejection(client), seconds),
         "ended_url": signer.presign_read(keys.manifest, seconds, head=True),
         "result_url": signer.presign_read(keys.result, seconds),

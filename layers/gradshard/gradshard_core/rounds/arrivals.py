@@ -25,6 +25,7 @@ from gradshard_core.formats.object_keys import (
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds.buffered_round import Address
+from gradshard_core.s3.side_by_side import HEADER_READERS
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.units import MIB
@@ -32,9 +33,6 @@ from gradshard_core.units import MIB
 ARRIVAL_HEADER_BYTES = 4 * MIB
 """A larger header is not checked when its update arrives, but when the round is planned: as bytes,
 text and JSON one takes up to 25 times its size, and each arrival would pay for that memory."""
-
-READERS = 8
-"""So many headers are read side by side."""
 
 
 class Update(NamedTuple):
@@ -201,5 +199,5 @@ def check_updates(
             return check(client, first)
         return large_headers.submit(check, client, first).result()
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(HEADER_READERS) as pool:
         return list(pool.map(read, clients))

@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
-from gradshard_core.costs.large_round_limits import REPORT_READERS
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
 from gradshard_core.formats.list_pieces import ListWriter
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, StoredTensors
@@ -33,12 +32,13 @@ from gradshard_core.rounds import aws_requests, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
 from gradshard_core.rounds.robust_measurement import Measured, left_out, summary
 from gradshard_core.s3.multipart_requests import Part
+from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.option_parsers import parse_assignment_spec
 from gradshard_core.stragglers.client_report import Report
 
 READ_AT_A_TIME = 1024
-PRODUCTS_AT_A_TIME: Final = REPORT_READERS * MAX_FAN_IN**2
+PRODUCTS_AT_A_TIME: Final = SMALL_OBJECT_READERS * MAX_FAN_IN**2
 """Products in all reports that are read at a time: as many as of one for each reader without
 layers."""
 
@@ -256,7 +256,7 @@ def _read_reports(store: S3Store, keys: RoundKeys, plan: Plan) -> Iterator[dict[
             )
         return report
 
-    with ThreadPoolExecutor(REPORT_READERS) as pool:
+    with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
         # All at once would be as many futures, and reports waiting to be looked at.
         window = _window(plan)
         for first in range(0, len(tasks), window):
@@ -272,10 +272,10 @@ def _window(plan: Plan) -> int:
     if not plan.computation.measures:
         return READ_AT_A_TIME
     if not plan.decides_by_layer:
-        return REPORT_READERS
+        return SMALL_OBJECT_READERS
     matrices = count_matrices(plan.layout.spans, len(plan.layout.layers))
     return max(
-        1, min(REPORT_READERS, PRODUCTS_AT_A_TIME // (matrices * len(plan.contributors) ** 2))
+        1, min(SMALL_OBJECT_READERS, PRODUCTS_AT_A_TIME // (matrices * len(plan.contributors) ** 2))
     )
 
 

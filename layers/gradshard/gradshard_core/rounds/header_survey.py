@@ -26,11 +26,10 @@ from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.rounds.seen_layouts import Digests, digests_of
+from gradshard_core.s3.side_by_side import HEADER_READERS
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.client_report import Report, parse_report
-
-READERS: Final = 8
 
 LARGE_HEADER: Final = 256 * 1024
 """Bytes of a header that a task leaves to ``plan_round``, which has more memory. As bytes, text and
@@ -74,7 +73,7 @@ def survey(s3: TaskS3Client, plan: Plan, task: Task) -> dict[str, Any]:
     layouts: dict[Digests, int] = {}
     contributors = plan.contributors[task.first : task.stop]
     reports = plan.computation.weights == STEPS or plan.assignments is not None
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(HEADER_READERS) as pool:
         read = list(pool.map(lambda c: _read(s3, c.source, reports=reports), contributors))
     entries = [_entry(facts, layouts) for facts, _ in read]
     sent = {c.client: found for c, (_, found) in zip(contributors, read, strict=True)}

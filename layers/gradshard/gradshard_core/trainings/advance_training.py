@@ -29,9 +29,10 @@ from gradshard_core.trainings.round_outcome import read_outcome
 from gradshard_core.trainings.stale_updates import reject_stale_updates, reject_waiting_updates
 from gradshard_core.trainings.training_events import publish_if_stopped
 
-STEPS_PER_RUN: Final = 100
+STEPS_PER_RUN: Final = 30
 """Steps of an execution, each a round at most, before a successor takes over. Step Functions fails
-an execution at its 25,000th event; ``unit/trainings/test_history.py`` counts them."""
+an execution after a year and at its 25,000th event, and a step may take ten days;
+``unit/trainings/test_history.py`` counts both."""
 
 ROOM_BYTES: Final = 8 * 1024
 """An answer has less beside a round's terms and a space after each of their ids."""

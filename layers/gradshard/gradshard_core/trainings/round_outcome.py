@@ -23,9 +23,6 @@ from gradshard_core.records.plan_and_manifest import read_manifest, read_plan, r
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import training_cost
 
-FIRST_READ_BYTES: Final = 16 * 1024
-"""The header of most updates is shorter than this, so that one request reads it."""
-
 MAX_NOTES: Final = 100
 """Notes on metrics that are kept of a round; every client may cause one."""
 
@@ -242,7 +239,7 @@ def _read_all(store: S3Store, contributors: Sequence[Contributor]) -> Iterator[_
 
 def _metrics(store: S3Store, source: ObjectVersion, lock: threading.Lock) -> dict[str, float]:
     """Read the metrics of an update; of those with long headers, one at a time."""
-    first = store.get_range(source, 0, min(source.nbytes, FIRST_READ_BYTES))
+    first = store.get_range(source, 0, min(source.nbytes, client_metrics.FIRST_READ_BYTES))
     end = PREFIX_BYTES + header_length(first, source.nbytes)
     if end <= len(first):
         return client_metrics.parse_metrics(
