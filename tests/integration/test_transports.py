@@ -26,9 +26,9 @@ from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.boto_transport import BotoTransport
 from gradshard_core.errors import ServiceError, StoreError
 from gradshard_core.rounds import aws_json, aws_requests
-from gradshard_core.s3.http_connections import TRANSIENT_CODES, TRANSIENT_STATUSES
 from gradshard_core.s3.http_transport import HttpTransport
 from gradshard_core.s3.request_formats import OPERATIONS
+from gradshard_core.s3.transient_errors import TRANSIENT_CODES, TRANSIENT_STATUSES
 from gradshard_core.s3.transport import ResponseError, Transport
 
 KEY, SECRET, REGION = "AKIDEXAMPLE", "secret/key+", "eu-central-1"

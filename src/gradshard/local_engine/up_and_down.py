@@ -9,7 +9,7 @@ import platform
 import shutil
 import sys
 
-from gradshard.deployment import application_sources
+from gradshard.deployment import application_sources, layer_build
 from gradshard.deployment.defaults import DEFAULT_PORT, STACK
 from gradshard.local_engine.application import (
     Progress,
@@ -143,17 +143,17 @@ def _check_machine() -> None:
             f"{sys.platform}: use Linux, or the container of docs/getting-started.md"
         )
     version = platform.python_version()
-    if not version.startswith(f"{application_sources.RUNTIME}."):
+    if not version.startswith(f"{layer_build.RUNTIME}."):
         raise EngineError(
             f"the local engine runs the functions with its own interpreter, Python {version}, and "
-            f"they need {application_sources.RUNTIME}: install gradshard[local] under that"
+            f"they need {layer_build.RUNTIME}: install gradshard[local] under that"
         )
     if importlib.util.find_spec("ministack") is None:
         raise EngineError(
             "the local engine is not installed: `pip install 'gradshard[local]'` installs it"
         )
     application_sources.find_sam()
-    application_sources.check_builder()
+    layer_build.check_builder()
 
 
 def _ignore(line: str) -> None:

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from gradshard.report.comparison import state_label
+from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, named, tag
 from gradshard.report.parts.clients import clients_part
 from gradshard.report.parts.cost import cost_part
 from gradshard.report.parts.decision import decision_part
 from gradshard.report.parts.layers import layers_part
-from gradshard.report.parts.part import Detail, Part, shorten
+from gradshard.report.parts.part import Part, shorten
 from gradshard.report.parts.settings import settings_part
 from gradshard.report.parts.tasks import tasks_part
 from gradshard.report.round_facts import Facts

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradshard_core.mask_keeper.records import KeeperKeys, Stream
+from gradshard_core.mask_keeper.records import KeeperKeys
 from gradshard_core.mask_keeper.request import Refusal
+from gradshard_core.mask_keeper.tasks import Stream
 from tests import masked
 from tests.unit.fakes import MemoryStore, MemoryWire
 from tests.unit.in_memory import Machine
@@ -292,7 +293,7 @@ def test_parts_are_such_as_s3_takes(clients: int, elements: int, ring_bits: int)
 def test_parts_join_to_the_same_sum(
     machine: Machine, keeper: Keeper, ring_bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.mask_keeper.records.TASK_BYTES", 1)
+    monkeypatch.setattr("gradshard_core.mask_keeper.tasks.TASK_BYTES", 1)
     round_ = MaskedRound(machine, keeper, ring_bits=ring_bits)
     keeper.enrol(["a", "b"])
     update = {"w": np.ones(ELEMENTS * 2, "f4")}

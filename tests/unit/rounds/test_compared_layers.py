@@ -10,8 +10,8 @@ import pytest
 
 from gradshard.cli import show
 from gradshard.client.decision_text import verdict_on
+from gradshard.report.detail import Detail
 from gradshard.report.parts.decision import decision_part
-from gradshard.report.parts.part import Detail
 from gradshard_core.formats.codecs.registry import CODECS
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model

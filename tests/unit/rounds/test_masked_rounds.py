@@ -123,7 +123,7 @@ def long_average(step: float) -> bytes:
 def test_every_number_of_shards_gives_the_same_bits(
     machine: Machine, keeper: Keeper, shards: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.mask_keeper.records.TASK_BYTES", 2**23)
+    monkeypatch.setattr("gradshard_core.mask_keeper.tasks.TASK_BYTES", 2**23)
     updates = long_updates()
     round_ = MaskedRound(machine, keeper)
     keeper.enrol([*updates])

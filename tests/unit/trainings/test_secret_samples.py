@@ -20,13 +20,13 @@ from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.privacy.privacy_mechanism import parse_privacy
 from gradshard_core.records.privacy_ledger import Parts, read_ledger
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.records.training_notice import seen_by
 from gradshard_core.records.training_state import Invitation, TrainingState
 from gradshard_core.rounds import arrivals, first_plan, layout_check, plan_assembly, resume_round
 from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.specs.training_spec_checks import parse_training_spec
 from gradshard_core.trainings.client_sampling import draw_in_secret
+from gradshard_core.trainings.hidden_state import seen_by
 from tests import reference
 from tests.unit.trainings.machine import MODEL, Machine
 from tests.unit.trainings.test_large_trainings import lower_sizes

@@ -28,8 +28,6 @@ MAX_FURTHER_REQUESTS: Final = 256
 of the update. So its order takes at most as long as reading it, plus half a minute. Models of a few
 hundred tensors stay below that if they are sorted by name or by type, or reversed."""
 
-MAX_RUNS: Final = 65_536
-"""Further runs of all contributors of a round, which every task has in memory with its plan."""
 
 ADVICE: Final = (
     "write its tensors in the round's order, as gradshard's own client does where the round has a "

@@ -37,3 +37,7 @@ take 40 ms in each, and ``plan_round``, which has 900 s, adds and writes besides
 MAX_SPEC_BYTES: Final = 96 * 1024
 """A training's options as JSON. They go through the state machine, whose payloads may have 256 KiB,
 beside the options of a round, which have the clients again."""
+
+MAX_RUNS: Final = 65_536
+"""Further runs of all contributors of a round, whose tensors are in another order than the round's.
+Every task has them in memory with its plan."""

@@ -11,7 +11,6 @@ from gradshard_core.formats.masked_updates import PROTOCOL, roster_digest
 from gradshard_core.formats.object_keys import RoundKeys, is_client
 from gradshard_core.mask_keeper.records import (
     KeeperKeys,
-    Stream,
     Work,
     client_key,
     parse_request_key,
@@ -20,6 +19,7 @@ from gradshard_core.mask_keeper.records import (
     seed_key,
 )
 from gradshard_core.mask_keeper.request import Refusal, Request, SealedSeed
+from gradshard_core.mask_keeper.tasks import Stream
 from gradshard_core.masking.sealing import SealContext, SealError, unseal
 from gradshard_core.masking.signing import verify
 from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS

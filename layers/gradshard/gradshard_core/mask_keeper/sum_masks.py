@@ -9,7 +9,8 @@ from gradshard_core.aggregation.masked_sum import ADDED, RingSum
 from gradshard_core.errors import UnsentError
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.mask_keeper.check_request import context_of
-from gradshard_core.mask_keeper.records import KeeperKeys, Stream, Work, read_private_key
+from gradshard_core.mask_keeper.records import KeeperKeys, Work, read_private_key
+from gradshard_core.mask_keeper.tasks import Stream
 from gradshard_core.masking.key_stream import KeyStream
 from gradshard_core.masking.sealing import unseal
 from gradshard_core.privacy.masked_noise import RingNoise, noise_key

@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
-from gradshard_core.errors import BrokenObjectError, SpecError
 from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.limits import aws_limits
@@ -45,36 +44,3 @@ def read_spec(store: S3Store, keys: RoundKeys) -> tuple[RoundSpec, dict[str, Any
     """Return the terms of a round and its record of times; None if it was never opened."""
     get = piece_reader(store, keys.expected)
     return store.get_json(keys.spec, lambda record: (parse_spec(record["spec"], get), record))
-
-
-def check_source(store: S3Store, spec: RoundSpec) -> None:
-    """Check that no updates are averaged which were sent to a private round.
-
-    The other round has to be open before, or to have failed without opening. Otherwise it could
-    become a private one after its updates were averaged without noise. Each planning checks again.
-
-    Raises
-    ------
-    SpecError
-        ``updates_from`` names a private round, or none.
-    """
-    if spec.updates_from is None:
-        return
-    keys = RoundKeys(spec.updates_from)
-    try:
-        opened = read_spec(store, keys)
-    except BrokenObjectError:
-        # Only who may write this object can break it, and can read the updates as well.
-        return
-    if opened is None and store.head(keys.manifest) is not None:
-        return  # it has ended, so it makes no average any more
-    if opened is None:
-        raise SpecError(
-            f"updates_from: there is no round {spec.updates_from!r}. Open it first: until then it "
-            "may become a private one, whose updates serve for that round alone"
-        )
-    if opened[0].dp is not None:
-        raise SpecError(
-            f"updates_from: round {spec.updates_from!r} is private, and its updates serve for that "
-            "round alone: two averages of them would reveal more than its ε says"
-        )

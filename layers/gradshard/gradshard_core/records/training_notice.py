@@ -17,11 +17,11 @@ with a function's credentials, which end after some hours.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple, Self
 
-from gradshard_core.records.training_state import ENDED, TrainingState
+from gradshard_core.records.training_state import TrainingState
 
 VERSION: Final = 1
 
@@ -103,30 +103,3 @@ class Notice:
         if not 0 <= read.poll_interval < math.inf:
             raise ValueError("a pause without an end")
         return read
-
-
-def seen_by(client: str, state: TrainingState) -> TrainingState:
-    """Return a training's state as the holder of a client's ticket may know it."""
-    invitation = state.invitation
-    if invitation is not None and not invitation.is_open:
-        is_invited = invitation.invites(client)
-        invitation = replace(invitation, clients=(client,)) if is_invited else None
-    return replace(
-        state,
-        invitation=invitation,
-        silent={},
-        suspects=(),
-        tree=None,
-        dropped_keys=(),
-        drawn=(),
-        counted={
-            version: {client: clients[client]}
-            for version, clients in state.counted.items()
-            if client in clients
-        },
-        dollars=0.0,
-        last_dollars={},
-        reason=None,
-        # The cause of a failed round may name clients.
-        cause=state.cause if state.status == ENDED else None,
-    )

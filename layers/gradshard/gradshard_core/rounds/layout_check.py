@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.reordered_reads import ADVICE, MAX_RUNS, Disorder
+from gradshard_core.aggregation.reordered_reads import ADVICE, Disorder
 from gradshard_core.errors import PlanError, UpdateError
 from gradshard_core.formats.compressed_updates import (
     EncodedLayout,
@@ -16,6 +16,7 @@ from gradshard_core.formats.compressed_updates import (
 from gradshard_core.formats.masked_updates import Share, masked_layout
 from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout, Runs
+from gradshard_core.limits.own_limits import MAX_RUNS
 from gradshard_core.planning.plan_parts import Contributor, Rejection
 from gradshard_core.rounds.arrivals import Update
 from gradshard_core.rounds.header_survey import Surveyed

@@ -9,7 +9,8 @@ from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
-from gradshard_core.records.stored_spec import check_source, read_spec
+from gradshard_core.records.stored_spec import read_spec
+from gradshard_core.rounds.updates_from import check_source
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import Masking, encoding_of
 from gradshard_core.specs.round_spec import RoundSpec

@@ -9,11 +9,10 @@ of two updates do not depend on a third.
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.object_keys import RoundKeys
-from gradshard_core.formats.tensor_layout import shorten
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Rejection
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
@@ -23,13 +22,11 @@ from gradshard_core.robust.by_weight import Decision, Diagonal, Gram, norms_of
 from gradshard_core.robust.inner_products import WHOLE, ExactSum
 from gradshard_core.robust.measured_sample import Sample, relative_errors
 from gradshard_core.robust.rules import RobustRule
+from gradshard_core.rounds.left_out_reasons import reason_of
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage
 from gradshard_core.stragglers.staleness import staleness_discount
-
-MOST_TOLD: Final = 8
-"""Layers of which a client reads why its update was left out."""
 
 
 class Decided(NamedTuple):
@@ -299,27 +296,11 @@ def left_out(plan: Plan, decision: dict[str, Any]) -> list[Rejection]:
         return []
     entries = {entry["client"]: entry for entry in decision["clients"]}
     return [
-        Rejection(c.client, f"{c.source.key}: {_why(decision, entries[c.client])}", c.source.etag)
+        Rejection(
+            c.client, f"{c.source.key}: {reason_of(decision, entries[c.client])}", c.source.etag
+        )
         for c in plan.participants.left_out
     ]
-
-
-def _why(decision: dict[str, Any], entry: dict[str, Any]) -> str:
-    """Say by what a rule has left out an update."""
-    name, score = decision["rule"]["name"], decision["score"]
-    if "layers" not in entry:
-        return (
-            f"rule {name} left this update out of the average: its {score} is "
-            f"{entry['score']:.6g}, and its norm {entry['norm']:.6g}"
-        )
-    found = [
-        f"in layer {shorten(layer)!r} its {score} is {figures['score']:.6g}, and its norm "
-        f"{figures['norm']:.6g}"
-        for layer, figures in itertools.islice(entry["layers"].items(), MOST_TOLD)
-    ]
-    more = len(entry["layers"]) - len(found)
-    others = f"; and so on in {more} more" if more else ""
-    return f"rule {name} left this update out of each layer that it has: {'; '.join(found)}{others}"
 
 
 def summary(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from http import HTTPStatus
-from typing import Final, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from gradshard_core.errors import StoreError
@@ -24,37 +24,9 @@ from gradshard_core.s3 import range_streams, timeouts
 from gradshard_core.s3.retries import Retries
 from gradshard_core.s3.sigv4 import Credentials, presign, sign
 from gradshard_core.s3.traffic import Meter
+from gradshard_core.s3.transient_errors import TRANSIENT_CODES, TRANSIENT_STATUSES
 
 T = TypeVar("T")
-
-TRANSIENT_STATUSES: Final = {
-    HTTPStatus.TOO_MANY_REQUESTS,
-    HTTPStatus.INTERNAL_SERVER_ERROR,
-    HTTPStatus.BAD_GATEWAY,
-    HTTPStatus.SERVICE_UNAVAILABLE,
-    HTTPStatus.GATEWAY_TIMEOUT,
-}
-
-TRANSIENT_CODES: Final = {
-    "RequestTimeout",
-    "RequestTimeoutException",
-    "PriorRequestNotComplete",
-    "Throttling",
-    "ThrottlingException",
-    "ThrottledException",
-    "RequestThrottledException",
-    "TooManyRequestsException",
-    "ProvisionedThroughputExceededException",
-    "TransactionInProgressException",
-    "RequestLimitExceeded",
-    "BandwidthLimitExceeded",
-    "LimitExceededException",
-    "RequestThrottled",
-    "SlowDown",
-    "EC2ThrottledException",
-}
-"""Errors after which the same request may succeed: those of botocore's standard retry mode,
-https://docs.aws.amazon.com/sdkref/latest/guide/feature-retry-behavior.html (2026-11)."""
 
 
 class Request(NamedTuple):

@@ -9,9 +9,10 @@ from http import HTTPStatus
 from gradshard_core.errors import StoreError, UnsentError
 from gradshard_core.s3 import timeouts
 from gradshard_core.s3.error_hints import explain_denial
-from gradshard_core.s3.http_connections import TRANSIENT_CODES, TRANSIENT_STATUSES, Request
+from gradshard_core.s3.http_connections import Request
 from gradshard_core.s3.http_transport import HttpTransport, explain
 from gradshard_core.s3.store import S3Store
+from gradshard_core.s3.transient_errors import TRANSIENT_CODES, TRANSIENT_STATUSES
 
 
 class StreamWriter:

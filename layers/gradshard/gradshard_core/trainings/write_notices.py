@@ -33,7 +33,7 @@ from gradshard_core.records.ticket_urls import (
     max_update_bytes,
     sent_layout,
 )
-from gradshard_core.records.training_notice import Notice, NoticeUrls, seen_by
+from gradshard_core.records.training_notice import Notice, NoticeUrls
 from gradshard_core.records.training_state import (
     ENDED,
     TrainingState,
@@ -45,6 +45,7 @@ from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.specs.option_parsers import AssignmentSpec
 from gradshard_core.specs.training_spec import TrainingSpec
+from gradshard_core.trainings.hidden_state import seen_by
 from gradshard_core.trainings.next_round import training_round
 
 URL_SECONDS: Final = 12 * 3600

@@ -4,11 +4,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from gradshard.report.charts import Chart, axis, bins, dots, line, mark, time_axis
+from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.parts.part import (
     MAX_POINTS,
     ONE_BY_ONE,
-    Detail,
     Part,
     format_moment,
     seconds_between,

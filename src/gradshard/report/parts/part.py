@@ -1,7 +1,7 @@
 """A part of a round's section, and what several parts write alike."""
 
 from datetime import datetime
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 from gradshard.report.markup import Markup
 
@@ -36,26 +36,6 @@ class Part(NamedTuple):
     heading: str
     summary: str
     content: Markup
-
-
-class Detail(NamedTuple):
-    """Amount of detail that the page shows of each round: less if there are many rounds.
-
-    Parameters
-    ----------
-    rows
-        The most rows of a table.
-    cells
-        Rows and columns of a heat map.
-    """
-
-    rows: int
-    cells: int
-
-    @classmethod
-    def for_rounds(cls, number: int) -> Self:
-        """Return the detail that keeps the page at a megabyte or two."""
-        return cls(max(20, 2_000 // (number + 1)), max(30, 120 - 5 * number))
 
 
 def shorten(reason: str, most: int = MAX_REASON) -> str:

@@ -5,12 +5,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from gradshard.report.charts import Chart, axis, line, time_axis
+from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, joined, tag
 from gradshard.report.parts.part import (
     COLORS,
     MAX_POINTS,
     ONE_BY_ONE,
-    Detail,
     Part,
     format_moment,
     seconds_between,

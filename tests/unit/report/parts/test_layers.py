@@ -1,7 +1,8 @@
 """The part about the layers of partial updates."""
 
+from gradshard.report.detail import Detail
 from gradshard.report.parts.layers import layers_part
-from gradshard.report.parts.part import Detail, Part
+from gradshard.report.parts.part import Part
 from tests.unit.report.html_page import Page
 from tests.unit.report_rounds import sample
 
