@@ -28,7 +28,7 @@ def mask_options(command: Command) -> Command:
             metavar="FINGERPRINT",
             help="Send nothing unless the mask keeper of the round has the key with this "
             "fingerprint.",
-            default_text="required with --mask-key",
+            default_text="none, but required with --mask-key",
         ),
     )
     return with_options(command, options)

@@ -45,9 +45,10 @@ REASON_CHARACTERS: Final = 200
 def watch(federation: Federation, name: str | None, ticket: Path | None, as_json: bool) -> None:
     """Follow a round until it ends.
 
-    On a terminal the command shows arrivals, rejections, tasks, throughput, time left and cost.
-    Elsewhere it prints a line whenever the round changes. The exit code is 0 if the round completed
-    and 3 if it failed. If you interrupt the command, the round goes on.
+    Give ROUND, or a --ticket, which names it. On a terminal the command shows arrivals, rejections,
+    tasks, throughput, time left and cost. Elsewhere it prints a line whenever the round changes.
+    The exit code is 0 if the round completed and 3 if it failed. If you interrupt the command, the
+    round goes on.
     """
     if ticket:
         _watch_ticket(load(ticket, name), as_json=as_json)

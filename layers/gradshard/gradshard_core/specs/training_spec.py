@@ -113,7 +113,7 @@ class TrainingSpec:
         WholeNumber(1, MAX_UPDATES_PER_VERSION),
         "Number of updates that make a version of the model in buffered mode.",
         value=None,
-        default="required in buffered mode",
+        default="none, but required in buffered mode",
     )
     updates_per_client: int = option(
         WholeNumber(1, MAX_UPDATES_PER_VERSION),
