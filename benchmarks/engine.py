@@ -104,7 +104,7 @@ def serve(*, bind: str | None = None) -> Iterator[Engine]:
         credentials = read_credentials(file)
         process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "gradshard.local_engine.process", "--port", str(port)),
+                *(sys.executable, "-m", "gradshard.local_engine.server", "--port", str(port)),
                 *("--credentials", str(file)),
                 *(("--bind", bind) if bind else ()),
             ],

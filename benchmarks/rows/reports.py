@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.rows.measure import Requests, Work, measure
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.s3.task_client import TaskS3Client
 
 

@@ -12,7 +12,7 @@ import boto3
 import numpy as np
 import pytest
 
-from gradshard.aws import boto_client
+from gradshard.aws import client_timeouts
 from gradshard.local_engine.up_and_down import Engine
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.masked_updates import roster_digest
@@ -70,7 +70,7 @@ def call(own: S3Store, store: S3Store, proxy: Proxy) -> Iterator[Call]:
         patch.setenv("GRADSHARD_LEAST_CLIENTS", "2")
         patch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
         patch.setattr(timeouts, "TIMEOUT_SECONDS", 0.3)
-        patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
+        patch.setattr(client_timeouts, "READ_TIMEOUT_SECONDS", 0.3)
         patch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
         patch.setattr(time, "sleep", lambda _: None)
         modules = {

@@ -71,7 +71,7 @@ def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
 
 def test_an_engine_of_another_port_that_got_a_dead_ones_id_is_not_taken_for_it(cache: Path) -> None:
     program = "import time; print(flush=True); time.sleep(60)"
-    other = [sys.executable, "-c", program, "-m", "gradshard.local_engine.process"]
+    other = [sys.executable, "-c", program, "-m", "gradshard.local_engine.server"]
     other += ["--port", "4572", "--credentials", "c"]
     with subprocess.Popen(other, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

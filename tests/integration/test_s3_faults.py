@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import pytest
 
-from gradshard.aws import boto_client
+from gradshard.aws import client_timeouts
 from gradshard.local_engine.up_and_down import Engine
 from gradshard_core.s3 import timeouts
 from gradshard_core.s3.store import S3Store
@@ -60,7 +60,7 @@ def environment(function_environment: None) -> Iterator[None]:
     """Nothing waits for long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timeouts, "TIMEOUT_SECONDS", 0.3)
-        patch.setattr(boto_client, "READ_TIMEOUT_SECONDS", 0.3)
+        patch.setattr(client_timeouts, "READ_TIMEOUT_SECONDS", 0.3)
         patch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
         yield
 

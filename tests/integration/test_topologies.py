@@ -113,7 +113,7 @@ def test_a_grid_is_cut_into_shards(open_round: Callable[..., Round]) -> None:
 def test_a_manifest_lists_every_task_whole_or_in_pieces(
     open_round: Callable[..., Round], monkeypatch: pytest.MonkeyPatch, piece: int
 ) -> None:
-    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", piece)
+    monkeypatch.setattr("gradshard_core.formats.long_lists.PIECE", piece)
     monkeypatch.setattr("gradshard_core.rounds.finalize_round.READ_AT_A_TIME", 2)
     round_ = open_round(clients=CLIENTS, topology="lambda_fl")
     submit_all(round_)

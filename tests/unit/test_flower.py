@@ -227,7 +227,7 @@ class TestWithFlower:
         from flwr.serverapp.strategy import Bulyan
 
         from tests.flower.clients import record_of
-        from tests.unit.robust.test_by_element import combine
+        from tests.unit.robust.test_elementwise_rules import combine
 
         rng = np.random.default_rng(seed)
         updates = rng.standard_normal((16, 40)).astype("f4")
@@ -258,7 +258,7 @@ class TestWithFlower:
     def test_columns_are_those_of_flower(self, clients: int, beta: float) -> None:
         from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 
-        from tests.unit.robust.test_by_element import combine
+        from tests.unit.robust.test_elementwise_rules import combine
 
         if int(beta * clients) == 0:
             pytest.skip("nothing is left out, which gradshard rejects")

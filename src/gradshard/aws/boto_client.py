@@ -16,6 +16,7 @@ from botocore.loaders import Loader, create_loader
 from botocore.session import Session
 from botocore.utils import get_environ_proxies
 
+from gradshard.aws import client_timeouts
 from gradshard.aws.boto_errors import settings_error
 from gradshard_core.errors import StoreError
 from gradshard_core.s3.retries import MAX_ATTEMPTS
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
 CONNECTIONS: Final = 16
-CONNECT_TIMEOUT_SECONDS: Final = 10
-READ_TIMEOUT_SECONDS: Final = 30
 
 
 class _QuickLoader(Loader):
@@ -102,8 +101,8 @@ def make_client(
     )
     config = Config(
         max_pool_connections=connections,
-        connect_timeout=CONNECT_TIMEOUT_SECONDS,
-        read_timeout=READ_TIMEOUT_SECONDS,
+        connect_timeout=client_timeouts.CONNECT_TIMEOUT_SECONDS,
+        read_timeout=client_timeouts.READ_TIMEOUT_SECONDS,
         retries={"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
         # S3 has no checksum for a range that is not a part, and lockstep never reads one whole.
         response_checksum_validation="when_required",

@@ -12,7 +12,7 @@ from gradshard.updates.downloads import fetch_tensors
 from gradshard.updates.tensors import Array
 from gradshard.updates.upload_source import model_content_of
 from gradshard.updates.uploads import Progress, upload
-from gradshard_core.aggregation.model_buffers import (
+from gradshard_core.aggregation.batchnorm_buffers import (
     check_patterns,
     conventional,
     named,
@@ -140,7 +140,7 @@ class Model:
             Names, or patterns of names, of tensors that rounds average and no optimizer steps. For
             PyTorch, use :func:`gradshard.torch.buffers`. By default the buffers of the version
             before, and tensors with BatchNorm's names
-            (``gradshard_core.aggregation.model_buffers.CONVENTIONAL``). Integers are always
+            (``gradshard_core.aggregation.batchnorm_buffers.CONVENTIONAL``). Integers are always
             buffers.
         progress
             Called with the bytes sent and the total.

@@ -47,8 +47,8 @@ def epsilon_from_models(ledger: PrivacyLedger, delta: float) -> float:
     """Return ε at δ against an attacker who gets versions of the model, and knows nothing else.
 
     Such an attacker does not know which clients were drawn in secret: each draw is a
-    Poisson-sampled Gaussian mechanism (:mod:`gradshard_core.privacy.secret_sampling`). Without
-    secret draws this is :func:`epsilon_of` the ledger's sum.
+    Poisson-sampled Gaussian mechanism (:mod:`gradshard_core.privacy.secret_client_sampling`).
+    Without secret draws this is :func:`epsilon_of` the ledger's sum.
 
     Raises
     ------

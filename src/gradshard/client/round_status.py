@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 from gradshard.client.executions import Execution
 from gradshard.client.stack import Stack
 from gradshard_core.errors import BrokenObjectError, RoundNotFoundError, UnreadableObjectError
-from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
+from gradshard_core.formats.long_lists import StoredList, is_in_pieces
 from gradshard_core.formats.object_keys import (
     UPDATE_SUFFIX,
     RoundKeys,
@@ -20,7 +20,7 @@ from gradshard_core.formats.object_keys import (
 from gradshard_core.records.manifest_status import parse_manifest
 from gradshard_core.records.plan_and_manifest import piece_reader, with_decided, with_lists
 from gradshard_core.s3.json_reads import JsonReads
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import ListedObject
 
 if TYPE_CHECKING:

@@ -51,7 +51,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     requested,
 )
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.specs.training_spec import TrainingSpec
 
 LOOKS_PER_EXECUTION: Final = 15

@@ -13,7 +13,7 @@ from gradshard_core.formats.headers import header_length, parse_header, parse_sa
 from gradshard_core.formats.object_keys import UPDATE_SUFFIX, RoundKeys
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.records.training_state import Invitation
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import ListedObject, S3Store
 
 

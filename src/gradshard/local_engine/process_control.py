@@ -90,7 +90,7 @@ def start(engine: Engine, bind: str | None, *, ephemeral: bool, owner: int | Non
     command = [
         sys.executable,
         "-m",
-        "gradshard.local_engine.process",
+        "gradshard.local_engine.server",
         "--port",
         str(engine.port),
     ]

@@ -254,4 +254,4 @@ def _is_alive(pid: int, port: int) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return f"\0gradshard.local_engine.process\0--port\0{port}\0".encode() in command
+    return f"\0gradshard.local_engine.server\0--port\0{port}\0".encode() in command

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from gradshard.report.comparison import comparison
-from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.parts.part import Part
 from gradshard.report.round_facts import Facts
 from gradshard.report.round_section import parts_of, round_section
+from gradshard.report.row_limits import Detail
 from gradshard.report.style import STYLE
 from gradshard.report.summary_sentence import explanations, headline
 from gradshard.utils.text import pluralize

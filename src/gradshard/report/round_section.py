@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from gradshard.report.comparison import state_label
-from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, named, tag
 from gradshard.report.parts.clients import clients_part
 from gradshard.report.parts.cost import cost_part
@@ -13,6 +12,7 @@ from gradshard.report.parts.part import Part, shorten
 from gradshard.report.parts.settings import settings_part
 from gradshard.report.parts.tasks import tasks_part
 from gradshard.report.round_facts import Facts
+from gradshard.report.row_limits import Detail
 from gradshard.report.summary_sentence import outcome
 
 

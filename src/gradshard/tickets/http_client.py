@@ -16,7 +16,8 @@ from botocore.exceptions import BotoCoreError
 from botocore.httpsession import URLLib3Session
 from urllib3.exceptions import HTTPError
 
-from gradshard.aws.boto_client import CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS, proxies_for
+from gradshard.aws import client_timeouts
+from gradshard.aws.boto_client import proxies_for
 from gradshard.tickets.allowed_hosts import check_origin, origin_of
 from gradshard_core.errors import TicketError
 from gradshard_core.units import MIB
@@ -77,7 +78,10 @@ class HttpClient:
         settings: dict[str, Any] = {
             "verify": os.environ.get("AWS_CA_BUNDLE") or True,
             "proxies": proxies_for(url),
-            "timeout": (CONNECT_TIMEOUT_SECONDS, READ_TIMEOUT_SECONDS),
+            "timeout": (
+                client_timeouts.CONNECT_TIMEOUT_SECONDS,
+                client_timeouts.READ_TIMEOUT_SECONDS,
+            ),
         }
         self._session = URLLib3Session(**settings)
 

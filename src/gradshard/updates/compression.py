@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gradshard.updates.residual import PIECE, Arrays, Residual, sum_of_squares
 from gradshard.updates.upload_source import Content, header_bytes
-from gradshard_core.aggregation import arithmetic, model_buffers
+from gradshard_core.aggregation import arithmetic, batchnorm_buffers
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.errors import UpdateError
 from gradshard_core.formats.codecs.registry import CODECS, codec_named, list_names
@@ -104,7 +104,7 @@ class Compression:
 
     def layout_of(self, layout: Layout) -> EncodedLayout:
         """Return the layout of an update that is compressed so."""
-        kept = {*model_buffers.conventional(layout)}
+        kept = {*batchnorm_buffers.conventional(layout)}
         units = {
             tensor.name: self._units(tensor)
             for tensor in layout.tensors

@@ -19,7 +19,7 @@ from gradshard.verification.masked_round_claim import NOT_PROVED, read_masking
 from gradshard.verification.round_provenance import NamedContributor, StatedRound
 from gradshard_core.aggregation.addition_order import format_order
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.aggregation.model_buffers import names_in
+from gradshard_core.aggregation.batchnorm_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.errors import (
     ChangedObjectError,

@@ -19,7 +19,7 @@ from gradshard_core.errors import PrivacyBudgetError, SpecError
 from gradshard_core.formats.object_keys import StoredTensors
 from gradshard_core.privacy.noise_tree import Place
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
-from gradshard_core.privacy.secret_sampling import SecretDraw, SecretSample
+from gradshard_core.privacy.secret_client_sampling import SecretDraw, SecretSample
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.privacy_ledger import Entry, PrivacyLedger, enter

@@ -28,7 +28,7 @@ from gradshard_core.errors import PlanError
 from gradshard_core.formats.tensor_layout import Layout, Span
 from gradshard_core.limits import aws_limits
 from gradshard_core.planning import shard_count
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.units import MIB
 
 GIB = 1024 * MIB

@@ -12,7 +12,7 @@ from gradshard_core.limits.own_limits import MAX_CLIENTS
 from gradshard_core.privacy import noise
 from gradshard_core.privacy.noise_grid import FINENESS
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
-from gradshard_core.robust.by_weight import Decision
+from gradshard_core.robust.whole_update_rules import Decision
 
 
 @pytest.mark.parametrize("multiplier", [0.01, 0.5, 1.1, 30.0])

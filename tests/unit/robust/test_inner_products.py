@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import block_sizes, kernel
+from gradshard_core.aggregation.batchnorm_buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.kernel import NonFiniteSumError, Source, WeightedRange, aggregate
-from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.costs import memory_projection
 from gradshard_core.formats.tensor_layout import Layout, Span
 from gradshard_core.robust import inner_products

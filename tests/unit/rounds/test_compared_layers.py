@@ -10,14 +10,14 @@ import pytest
 
 from gradshard.cli import show
 from gradshard.client.decision_text import verdict_on
-from gradshard.report.detail import Detail
 from gradshard.report.parts.decision import decision_part
+from gradshard.report.row_limits import Detail
 from gradshard_core.formats.codecs.registry import CODECS
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
 from tests.unit.in_memory import OPENED, Machine
 from tests.unit.report.html_page import Page
-from tests.unit.robust.test_by_weight import ORACLES, nearest_sums
+from tests.unit.robust.test_whole_update_rules import ORACLES, nearest_sums
 from tests.unit.rounds.test_compressed_rounds import compress, compressed_in_any_order, decoded
 from tests.unit.rounds.test_compressed_rounds import run as run_bodies
 from tests.unit.rounds.test_partial_robust_rounds import (

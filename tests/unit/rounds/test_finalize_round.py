@@ -9,7 +9,7 @@ import pytest
 from gradshard_core.costs import assumed_speeds, large_round_limits
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.rounds import finalize_round
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 
 
 class InWaves:

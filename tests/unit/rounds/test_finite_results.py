@@ -15,7 +15,7 @@ from gradshard_core.aggregation.addition_order import parse_order
 from gradshard_core.errors import PlanError
 from gradshard_core.limits import state_machine_history
 from gradshard_core.records import model_registry
-from gradshard_core.rounds import bad_inputs, overflow_rejection
+from gradshard_core.rounds import bad_inputs, sum_overflow
 from gradshard_core.rounds.quorum import QuorumError
 from tests import reference
 from tests.integration.by_hand import layout_of, put_model
@@ -550,7 +550,7 @@ def test_a_version_that_is_gone_while_its_element_is_read_costs_its_sender(
     for client, (update, samples, *_) in sent.items():
         body = reference.encode(update, {"num_samples": str(samples)})
         machine.store.put_bytes(machine.keys.update(client), body)
-    found = overflow_rejection.reject_largest
+    found = sum_overflow.reject_largest
 
     def after_deletion(*arguments: Any) -> Any:
         machine.store.delete(machine.keys.update("c3"))

@@ -28,7 +28,7 @@ from gradshard_core.errors import (
     StoreError,
     UnreadableObjectError,
 )
-from gradshard_core.formats.list_pieces import is_in_pieces
+from gradshard_core.formats.long_lists import is_in_pieces
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, TrainingKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.privacy.noise import NoiseSource
@@ -62,7 +62,7 @@ def small_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"gradshard_core.{module}.HEADS_BEFORE_LIST", PIECE - 1)
     for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_round_limits"):
         monkeypatch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
-    monkeypatch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
+    monkeypatch.setattr("gradshard_core.formats.long_lists.PIECE", PIECE)
     monkeypatch.setattr("gradshard_core.limits.aws_limits.LISTED_ENTRIES", LISTED)
 
 
@@ -189,7 +189,7 @@ def test_a_large_round_votes_on_its_layout_and_takes_compressed_updates_by_its_t
 def test_an_overflow_of_too_many_updates_fails_with_the_numbers(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradshard_core.rounds.overflow_rejection.MOST_LOOKED_AT", 60)
+    monkeypatch.setattr("gradshard_core.rounds.sum_overflow.MOST_LOOKED_AT", 60)
     machine.open(clients=130, weights="counts")
     huge = {"w": np.full(5, 3e36, "f4")}  # 43 of a group fit into float32, and 130 do not
     for number in range(130):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.object_keys import RoundKeys, check_id, parse_update_key
-from gradshard_core.robust.by_element import cut_of
+from gradshard_core.robust.elementwise_rules import cut_of
 from gradshard_core.specs.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_new_spec, parse_spec
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings

@@ -16,7 +16,7 @@ from gradshard.client.executions import Execution
 from gradshard_core.errors import TrainingStateError
 from gradshard_core.formats.client_metrics import MAX_KEPT
 from gradshard_core.formats.headers import parse_header
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.formats.object_keys import ModelKeys, RoundKeys
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.plan_and_manifest import piece_reader

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from gradshard.client.training_participant import Member
-from gradshard_core.formats.list_pieces import is_in_pieces
+from gradshard_core.formats.long_lists import is_in_pieces
 from gradshard_core.formats.object_keys import RoundKeys, parse_renewal_key
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.stored_spec import PAYLOAD_ROOM_BYTES
@@ -40,7 +40,7 @@ def lower_sizes(patch: pytest.MonkeyPatch) -> None:
         patch.setattr(f"gradshard_core.{module}.PIECE", PIECE)
     for module in ("rounds.first_plan", "trainings.round_outcome", "costs.large_round_limits"):
         patch.setattr(f"gradshard_core.{module}.READ_AT_ONCE", READ_AT_ONCE)
-    patch.setattr("gradshard_core.formats.list_pieces.PIECE", PIECE)
+    patch.setattr("gradshard_core.formats.long_lists.PIECE", PIECE)
 
 
 def train(client: str, model: Any, invitation: Invitation) -> Any:

@@ -13,7 +13,7 @@ from gradshard.client.round_status import StatusPoller
 from gradshard.report.round_facts import facts_of
 from gradshard.report.summary_sentence import outcome
 from gradshard_core.errors import PlanError, RoundStateError, SpecError
-from gradshard_core.formats.list_pieces import is_in_pieces
+from gradshard_core.formats.long_lists import is_in_pieces
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import NOBODY
 from gradshard_core.privacy.noise import NoiseSource

@@ -3,7 +3,7 @@
 All inputs' streams are open at once. For each block, the next bytes of one input after another are
 read into a small buffer and taken into the block's rows. A finished block is written at once. A
 *reduction* says how inputs are combined: :class:`Addition` is the weighted sum; others are in
-:mod:`gradshard_core.robust.by_element` and :mod:`gradshard_core.robust.inner_products`.
+:mod:`gradshard_core.robust.elementwise_rules` and :mod:`gradshard_core.robust.inner_products`.
 
 The memory is that of a few blocks and does not depend on the size of shard and update. A sum has
 one row, an accumulator, whatever the number of inputs, and one more for each further level of its

@@ -14,9 +14,9 @@ import numpy as np
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
+from gradshard_core.aggregation.batchnorm_buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.block_sizes import STEP_ELEMENTS
 from gradshard_core.aggregation.kernel import Source
-from gradshard_core.aggregation.model_buffers import Stretches, is_in, split_spans
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.aggregation.sharding import clip
 from gradshard_core.errors import GradshardError

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from gradshard_core.aggregation.arithmetic import Array
-from gradshard_core.aggregation.model_buffers import check_patterns
+from gradshard_core.aggregation.batchnorm_buffers import check_patterns
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.object_keys import DEFAULT_MODEL, check_id
 

@@ -3,9 +3,9 @@
 from typing import Final, NamedTuple
 
 from gradshard_core.costs import assumed_speeds
-from gradshard_core.formats.list_pieces import PIECE
+from gradshard_core.formats.long_lists import PIECE
 from gradshard_core.limits import aws_limits
-from gradshard_core.s3.side_by_side import HEADER_READERS, SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import HEADER_READERS, SMALL_OBJECT_READERS
 
 READ_AT_ONCE: Final = 4096
 """Headers that ``plan_round`` reads itself; of more updates, tasks read them before."""

@@ -15,7 +15,7 @@ from gradshard_core.aggregation.block_sizes import (
 )
 from gradshard_core.aggregation.reordered_reads import GROUPED
 from gradshard_core.costs.workload import Workload
-from gradshard_core.formats.list_pieces import PIECE
+from gradshard_core.formats.long_lists import PIECE
 from gradshard_core.units import MIB
 
 RESIDENT_MB: Final = 40.0

@@ -9,7 +9,7 @@ from gradshard_core.aggregation.block_sizes import WIDENING
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.topologies import Levels
 from gradshard_core.costs.request_counts import NO_LISTS, Lists
-from gradshard_core.formats.list_pieces import PIECE
+from gradshard_core.formats.long_lists import PIECE
 from gradshard_core.robust.measured_sample import Sample
 
 

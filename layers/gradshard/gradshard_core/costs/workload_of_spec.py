@@ -9,7 +9,7 @@ from gradshard_core.costs.request_counts import Lists
 from gradshard_core.costs.workload import Workload
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.codecs.topk import UNIT, TopK
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.robust.measured_sample import Sample
 from gradshard_core.specs.masking_options import with_masks
 from gradshard_core.specs.round_spec import RoundSpec

@@ -22,7 +22,7 @@ from gradshard_core.mask_keeper.request import Refusal, Request, SealedSeed
 from gradshard_core.mask_keeper.tasks import Stream
 from gradshard_core.masking.sealing import SealContext, SealError, unseal
 from gradshard_core.masking.signing import verify
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import S3Store
 
 NOTHING: Final[dict[str, Any]] = {"round": "", "tasks": []}

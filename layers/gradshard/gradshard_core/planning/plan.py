@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from gradshard_core.aggregation.arithmetic import COUNTS, EQUAL
+from gradshard_core.aggregation.batchnorm_buffers import clip_stretches
 from gradshard_core.aggregation.kernel import Addition, Reduction, WeightedRange, clip_ranges
 from gradshard_core.aggregation.masked_sum import Decoding, RingSum, ring_spans
-from gradshard_core.aggregation.model_buffers import clip_stretches
 from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shards, sums_bytes
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Span
 from gradshard_core.planning.output_objects import (

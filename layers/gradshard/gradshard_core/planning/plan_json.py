@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from gradshard_core.aggregation.server_optimizers import parse_server_optimizer
 from gradshard_core.formats.compressed_updates import EncodedRuns
-from gradshard_core.formats.list_pieces import PIECE, Get, ListWriter, Put, StoredList, is_in_pieces
+from gradshard_core.formats.long_lists import PIECE, Get, ListWriter, Put, StoredList, is_in_pieces
 from gradshard_core.formats.masked_updates import Share
 from gradshard_core.formats.object_keys import ObjectVersion, StoredTensors
 from gradshard_core.formats.tensor_layout import Runs, Span

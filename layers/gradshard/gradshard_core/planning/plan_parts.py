@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from gradshard_core.aggregation.addition_order import Order
 from gradshard_core.aggregation.arithmetic import SHARES
-from gradshard_core.aggregation.model_buffers import Stretches
+from gradshard_core.aggregation.batchnorm_buffers import Stretches
 from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.masked_updates import Share
 from gradshard_core.formats.object_keys import ObjectVersion

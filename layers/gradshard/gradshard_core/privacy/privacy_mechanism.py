@@ -37,8 +37,8 @@ from gradshard_core.errors import SpecError
 from gradshard_core.privacy.adaptive_clip import CLIPS, SETTINGS, Adaptation, adaptation_of
 from gradshard_core.privacy.noise_grid import Grid, grid_of
 from gradshard_core.privacy.noise_tree import Place, parse_place
-from gradshard_core.privacy.secret_sampling import SecretDraw, parse_secret_draw
-from gradshard_core.robust.by_weight import Decision, Gram, norms_of
+from gradshard_core.privacy.secret_client_sampling import SecretDraw, parse_secret_draw
+from gradshard_core.robust.whole_update_rules import Decision, Gram, norms_of
 
 _MARGIN: Final = 1 + 2.0**-10
 """The factor by which an update may be longer than it was measured."""

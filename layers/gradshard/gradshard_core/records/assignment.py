@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from typing import Any
 
-from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
+from gradshard_core.formats.long_lists import StoredList, is_in_pieces
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.records.plan_and_manifest import piece_reader, stored
 from gradshard_core.records.training_state import Invitation

@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Self
 
-from gradshard_core.aggregation import model_buffers
-from gradshard_core.aggregation.model_buffers import Stretches
+from gradshard_core.aggregation import batchnorm_buffers
+from gradshard_core.aggregation.batchnorm_buffers import Stretches
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
 from gradshard_core.errors import ModelNotFoundError, ModelStateError
 from gradshard_core.formats.headers import parse_header
@@ -25,8 +25,8 @@ from gradshard_core.formats.object_keys import ModelKeys, RoundKeys, StoredTenso
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout
 from gradshard_core.records.manifest_status import COMPLETED, FAILED
 from gradshard_core.records.plan_and_manifest import read_manifest
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.s3.retries import conditional_write_attempts
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import S3Store
 
 
@@ -87,8 +87,10 @@ class Version:
     def buffers_in(self, layout: Layout, optimizer: ServerOptimizer) -> Stretches:
         """Return the stretches of the model's buffers, which the optimizer or the version names."""
         if optimizer.buffers is None:
-            return model_buffers.stretches_of(layout, self.buffers)
-        return model_buffers.stretches_of(layout, model_buffers.named(layout, optimizer.buffers))
+            return batchnorm_buffers.stretches_of(layout, self.buffers)
+        return batchnorm_buffers.stretches_of(
+            layout, batchnorm_buffers.named(layout, optimizer.buffers)
+        )
 
     def copied_as(self, number: int) -> "Version":
         """Return a version of the same objects, which goes on as this one would have."""

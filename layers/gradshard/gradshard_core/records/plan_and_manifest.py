@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradshard_core.errors import BrokenObjectError, StoreError
 from gradshard_core.formats import json_records
-from gradshard_core.formats.list_pieces import (
+from gradshard_core.formats.long_lists import (
     Get,
     ListWriter,
     Put,

@@ -10,8 +10,8 @@ compare it with the *allowance* of the model's budget, which was computed when t
 
 **Two figures.** That sum holds against everybody, who may know all clients of all rounds. Whoever
 gets nothing but versions of the model does not know who was drawn in secret
-(:mod:`gradshard_core.privacy.secret_sampling`): against them, :attr:`PrivacyLedger.parts` says what
-an accountant needs. Budgets hold the first one.
+(:mod:`gradshard_core.privacy.secret_client_sampling`): against them,
+:attr:`PrivacyLedger.parts` says what an accountant needs. Budgets hold the first one.
 
 An entry stays, whatever becomes of the round's version of the model. Only the entry of a round that
 failed before noise was drawn costs nothing; in a tree, its repetition does. If the opening of a

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, overload
 
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.records.plan_and_manifest import with_decided
 from gradshard_core.s3.json_reads import JsonReads

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
-from gradshard_core.formats.list_pieces import StoredList, is_in_pieces
+from gradshard_core.formats.long_lists import StoredList, is_in_pieces
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.limits import aws_limits
 from gradshard_core.records.plan_and_manifest import piece_reader, store_expected

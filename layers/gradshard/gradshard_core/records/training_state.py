@@ -11,11 +11,11 @@ from functools import cached_property, partial
 from typing import Any, Final, Self
 
 from gradshard_core.errors import TrainingNotFoundError
-from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
+from gradshard_core.formats.long_lists import Get, StoredList, is_in_pieces
 from gradshard_core.formats.object_keys import MEMBER_SUFFIX, TrainingKeys, is_client
 from gradshard_core.privacy.noise_tree import NoiseTree, Place
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
-from gradshard_core.privacy.secret_sampling import SecretDraw
+from gradshard_core.privacy.secret_client_sampling import SecretDraw
 from gradshard_core.records.plan_and_manifest import piece_reader, store_kept
 from gradshard_core.s3.retries import conditional_write_attempts
 from gradshard_core.s3.store import S3Store

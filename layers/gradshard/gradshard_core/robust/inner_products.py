@@ -23,13 +23,13 @@ from typing import ClassVar, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradshard_core.aggregation.batchnorm_buffers import Stretches, is_in
 from gradshard_core.aggregation.block_sizes import MAX_ELEMENT_BYTES, ROW_BYTES, chunks_at_once
 from gradshard_core.aggregation.kernel import Block, Piece, Source, check_finite
-from gradshard_core.aggregation.model_buffers import Stretches, is_in
 from gradshard_core.aggregation.sharding import Shard, aligned
 from gradshard_core.formats.dtypes import DType
 from gradshard_core.formats.tensor_layout import Span
-from gradshard_core.robust.by_element import take_rows
+from gradshard_core.robust.elementwise_rules import take_rows
 
 Matrix = npt.NDArray[np.float64]
 

@@ -1,10 +1,10 @@
 """Robust rules: ways to combine updates so that a few bad ones have little effect.
 
-Element-wise rules (:mod:`gradshard_core.robust.by_element`) take one pass. The others
+Element-wise rules (:mod:`gradshard_core.robust.elementwise_rules`) take one pass. The others
 *measure* first: the inner products of all pairs of updates, their Gram matrix, say how long updates
 are and how far from each other. A rule makes weights of them, and the weighted sum is the second
 pass. Bulyan does both: it combines each element of the updates that its first pass has selected. A
-further rule is one function (:mod:`gradshard_core.robust.by_weight`) and its line in
+further rule is one function (:mod:`gradshard_core.robust.whole_update_rules`) and its line in
 :data:`ROBUST_RULES`.
 """
 
@@ -16,14 +16,14 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.kernel import Reduction
 from gradshard_core.errors import SpecError
-from gradshard_core.robust import by_weight
-from gradshard_core.robust.by_element import (
+from gradshard_core.robust import whole_update_rules
+from gradshard_core.robust.elementwise_rules import (
     MajoritySign,
     MeanAroundMedian,
     TrimmedMean,
     cut_of,
 )
-from gradshard_core.robust.by_weight import Settings
+from gradshard_core.robust.whole_update_rules import Settings
 
 
 class _Setting(NamedTuple):
@@ -64,7 +64,7 @@ class _Rule(NamedTuple):
 
     settings: Mapping[str, _Setting]
     least: Callable[[Settings], int]
-    decide: by_weight.Rule | None = None
+    decide: whole_update_rules.Rule | None = None
     elementwise: Callable[[Settings, bool], Reduction] | None = None
     score: str = ""
     is_of_changes: bool = False
@@ -150,34 +150,38 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     "norm_clip": _Rule(
         {**_CLIP, **_BY_LAYER},
         _one,
-        by_weight.norm_clip,
+        whole_update_rules.norm_clip,
         score="norm",
         is_of_changes=True,
         pairs=False,
         counts_samples=True,
     ),
-    "krum": _Rule({"f": _F, **_BY_LAYER}, _krum_least, by_weight.krum, score=_KRUM),
+    "krum": _Rule({"f": _F, **_BY_LAYER}, _krum_least, whole_update_rules.krum, score=_KRUM),
     "multi_krum": _Rule(
         {"f": _F, "m": _M, **_BY_LAYER},
         _multi_krum_least,
-        by_weight.multi_krum,
+        whole_update_rules.multi_krum,
         score=_KRUM,
         counts_samples=True,
     ),
     "bulyan": _Rule(
-        {"f": _F, **_BY_LAYER}, _bulyan_least, by_weight.bulyan, _around_median, score=_KRUM
+        {"f": _F, **_BY_LAYER},
+        _bulyan_least,
+        whole_update_rules.bulyan,
+        _around_median,
+        score=_KRUM,
     ),
     "geometric_median": _Rule(
         _BY_LAYER,
         _three,
-        by_weight.geometric_median,
+        whole_update_rules.geometric_median,
         score="distance from the geometric median",
         counts_samples=True,
     ),
     "cosine_filter": _Rule(
         {"least": _LEAST, **_BY_LAYER},
         _three,
-        by_weight.cosine_filter,
+        whole_update_rules.cosine_filter,
         score="cosine with the geometric median",
         is_of_changes=True,
         counts_samples=True,
@@ -185,7 +189,7 @@ ROBUST_RULES: Final[Mapping[str, _Rule]] = {
     "centered_clip": _Rule(
         {**_CLIP, "iterations": _ITERATIONS, **_BY_LAYER},
         _one,
-        by_weight.centered_clip,
+        whole_update_rules.centered_clip,
         score="distance from the center",
         is_of_changes=True,
         counts_samples=True,
@@ -259,7 +263,9 @@ class RobustRule:
         """The name of the scores by which the rule decides, as reports show it."""
         return ROBUST_RULES[self.name].score
 
-    def decide(self, gram: by_weight.Gram, samples: Sequence[int]) -> by_weight.Decision:
+    def decide(
+        self, gram: whole_update_rules.Gram, samples: Sequence[int]
+    ) -> whole_update_rules.Decision:
         """Make weights of measured updates."""
         decide = ROBUST_RULES[self.name].decide
         assert decide is not None  # noqa: S101 - for mypy: an element-wise rule measures nothing

@@ -29,7 +29,7 @@ from gradshard_core.rounds.bad_inputs import (
     reject_unreadable,
 )
 from gradshard_core.rounds.header_survey import survey
-from gradshard_core.rounds.overflow_rejection import reject_largest_step
+from gradshard_core.rounds.sum_overflow import reject_largest_step
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.retries import TASK_WRITE_ATTEMPTS, Retries

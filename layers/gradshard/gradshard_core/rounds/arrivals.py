@@ -25,7 +25,7 @@ from gradshard_core.formats.object_keys import (
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds.buffered_round import Address
-from gradshard_core.s3.side_by_side import HEADER_READERS
+from gradshard_core.s3.parallel_reads import HEADER_READERS
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.units import MIB

@@ -11,7 +11,7 @@ from gradshard_core.errors import ChangedObjectError
 from gradshard_core.formats.codecs.topk import TopK
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.robust.inner_products import bound_of
-from gradshard_core.rounds.overflow_rejection import element_at, reject_largest
+from gradshard_core.rounds.sum_overflow import element_at, reject_largest
 from gradshard_core.rounds.task_inputs import TaskInputs
 
 _OR_TOO_LARGE = ", or this update is too large there to be measured"

@@ -8,7 +8,7 @@ from gradshard_core.limits import state_machine_history
 from gradshard_core.planning.client_weights import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Level, Participants, Stage
-from gradshard_core.rounds import admission, quorum, resume_round, waiting_record
+from gradshard_core.rounds import contributors, quorum, resume_round, waiting_record
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.specs.round_spec import RoundSpec
@@ -52,10 +52,10 @@ def next_stage(context: PlanContext, previous: Plan) -> Plan:
     """
     spec = context.spec
     _check_stages(context, previous)
-    answered = admission.answered_clients(context.store, context.keys, spec)
+    answered = contributors.answered_clients(context.store, context.keys, spec)
     groups, awaited = divide_groups(context, answered, previous.stage.awaited)
     settled, whose = context.model_layout()
-    admitted = admission.admit(
+    admitted = contributors.admit(
         context.store,
         context.keys,
         spec,

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from gradshard_core.aggregation.model_buffers import names_in
+from gradshard_core.aggregation.batchnorm_buffers import names_in
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import PlanError, ReplacedPartError, ServiceError, StoreError
-from gradshard_core.formats.list_pieces import ListWriter
+from gradshard_core.formats.long_lists import ListWriter
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.planning.output_objects import Output
 from gradshard_core.planning.plan import Plan
@@ -32,7 +32,7 @@ from gradshard_core.rounds import aws_requests, rejections
 from gradshard_core.rounds.manifest_json import Work, completed_manifest
 from gradshard_core.rounds.robust_measurement import Measured, left_out, summary
 from gradshard_core.s3.multipart_requests import Part
-from gradshard_core.s3.side_by_side import SMALL_OBJECT_READERS
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.option_parsers import parse_assignment_spec
 from gradshard_core.stragglers.client_report import Report

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from gradshard_core.aggregation.reordered_reads import ADVICE
 from gradshard_core.costs.large_round_limits import READ_AT_ONCE
 from gradshard_core.errors import PlanError
-from gradshard_core.formats.list_pieces import PIECE
+from gradshard_core.formats.long_lists import PIECE
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Runs
 from gradshard_core.planning.plan import Plan
@@ -21,15 +21,15 @@ from gradshard_core.planning.plan_parts import (
     Stage,
 )
 from gradshard_core.rounds import (
-    admission,
     arrivals,
     buffered_round,
+    contributors,
     quorum,
     rejections,
     waiting_record,
 )
-from gradshard_core.rounds.admission import Admission
 from gradshard_core.rounds.buffered_round import Address
+from gradshard_core.rounds.contributors import Admission
 from gradshard_core.rounds.eager_stages import clients_in, divide_groups
 from gradshard_core.rounds.header_survey import Facts, read_survey
 from gradshard_core.rounds.plan_assembly import assemble, write_layout
@@ -53,8 +53,8 @@ def first_plan(context: PlanContext) -> Plan:
     addresses = buffered_round.addresses(context)
     answered = _known_to_have_answered(context) if addresses is None else sorted(addresses)
     if answered is None:
-        answered = admission.answered_clients(context.store, context.keys, spec)
-    clients, rejected = admission.limit_to_expected(spec, answered)
+        answered = contributors.answered_clients(context.store, context.keys, spec)
+    clients, rejected = contributors.limit_to_expected(spec, answered)
     if len(clients) > READ_AT_ONCE:
         return _survey(context, clients, rejected, spec.missing(answered))
     stage = Stage(context.request.entered_at)
@@ -63,7 +63,7 @@ def first_plan(context: PlanContext) -> Plan:
         stage = replace(stage, groups=groups, awaited=awaited)
         clients = clients_in(spec, groups, answered)
     settled, whose = context.model_layout()
-    admitted = admission.admit(
+    admitted = contributors.admit(
         context.store,
         context.keys,
         spec,
@@ -107,7 +107,7 @@ def plan_surveyed(context: PlanContext, previous: Plan) -> Plan:
         addresses[contributor.client] = Address(sent, contributor.source)
         surveyed[contributor.client] = facts
     settled, whose = context.model_layout()
-    admitted = admission.admit(
+    admitted = contributors.admit(
         context.store,
         context.keys,
         context.spec,

@@ -26,7 +26,7 @@ from gradshard_core.formats.tensor_layout import PREFIX_BYTES
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor, Task
 from gradshard_core.rounds.seen_layouts import Digests, digests_of
-from gradshard_core.s3.side_by_side import HEADER_READERS
+from gradshard_core.s3.parallel_reads import HEADER_READERS
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client
 from gradshard_core.stragglers.client_report import Report, parse_report

@@ -13,7 +13,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Participants, Rejection
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import quorum
-from gradshard_core.rounds.admission import Admission
+from gradshard_core.rounds.contributors import Admission
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store

@@ -5,9 +5,9 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from gradshard_core.aggregation import model_buffers
+from gradshard_core.aggregation import batchnorm_buffers
 from gradshard_core.errors import GradshardError, RoundExistsError, SpecError, StoreError
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.records import model_registry, privacy_ledger
@@ -101,7 +101,7 @@ def check_rule_of_model(store: S3Store, spec: RoundSpec, newest: Version) -> Non
     if spec.takes_partial:
         layers_of(layout, spec.layers)
     kept = newest.buffers_in(layout, spec.server_optimizer)
-    check_averaged(spec, model_buffers.names_in(layout, kept))
+    check_averaged(spec, batchnorm_buffers.names_in(layout, kept))
     check_compared(spec, layout, kept)
 
 
@@ -158,7 +158,7 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         newest = model_registry.read_current(store, spec.server_optimizer.model)
         _check_asked(store, keys, spec, newest.number)
         if spec.server_optimizer.buffers:
-            model_buffers.named(
+            batchnorm_buffers.named(
                 model_registry.layout_of(store, newest.tensors), spec.server_optimizer.buffers
             )
         if spec.masked is not None:

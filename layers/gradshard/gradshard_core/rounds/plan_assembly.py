@@ -10,9 +10,9 @@ from typing import Final
 
 from gradshard_core.aggregation import addition_order, sharding
 from gradshard_core.aggregation.arithmetic import STEPS
+from gradshard_core.aggregation.batchnorm_buffers import names_in
 from gradshard_core.aggregation.block_sizes import ROW_BYTES
 from gradshard_core.aggregation.masked_sum import ring_spans
-from gradshard_core.aggregation.model_buffers import names_in
 from gradshard_core.aggregation.optimizer_step import state_layout
 from gradshard_core.aggregation.reordered_reads import Disorder
 from gradshard_core.aggregation.topologies import TOPOLOGIES

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from gradshard_core.aggregation.model_buffers import Stretches
+from gradshard_core.aggregation.batchnorm_buffers import Stretches
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.errors import ModelStateError, PlanError
 from gradshard_core.formats.object_keys import RoundKeys

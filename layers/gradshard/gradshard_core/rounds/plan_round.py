@@ -96,7 +96,7 @@ def _tell_rejected(
     """Tell the senders of updates that a plan leaves out, once it is written.
 
     Those whose updates are frozen in an earlier plan, or taken from the inboxes of a buffered
-    training, were told before (:func:`gradshard_core.rounds.admission.admit`).
+    training, were told before (:func:`gradshard_core.rounds.contributors.admit`).
     """
     if plan.attempt > 0 or spec is None or spec.inbox is not None:
         return

@@ -8,7 +8,7 @@ from gradshard_core.errors import GradshardError, PlanError
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.rounds import rejections
-from gradshard_core.rounds.admission import Admission
+from gradshard_core.rounds.contributors import Admission
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import RoundSpec
 

@@ -9,7 +9,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Rejection
 from gradshard_core.records.plan_and_manifest import read_replan
 from gradshard_core.rounds import quorum
-from gradshard_core.rounds.admission import Admission
+from gradshard_core.rounds.contributors import Admission
 from gradshard_core.rounds.plan_assembly import assemble
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.rounds.robust_measurement import decide, last_measurement

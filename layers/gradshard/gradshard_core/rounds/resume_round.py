@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gradshard_core.costs.request_counts import HEADS_BEFORE_LIST, LOOKS_OF_A_LIST
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.limits import state_machine_history
 from gradshard_core.rounds import buffered_round, waiting_record

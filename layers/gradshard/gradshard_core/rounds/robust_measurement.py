@@ -18,10 +18,10 @@ from gradshard_core.planning.plan_parts import Contributor, LayerRanges, Rejecti
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.records.plan_and_manifest import store_decided, stored
 from gradshard_core.records.robust_decision import is_clipped, layers_left_out
-from gradshard_core.robust.by_weight import Decision, Diagonal, Gram, norms_of
 from gradshard_core.robust.inner_products import WHOLE, ExactSum
 from gradshard_core.robust.measured_sample import Sample, relative_errors
 from gradshard_core.robust.rules import RobustRule
+from gradshard_core.robust.whole_update_rules import Decision, Diagonal, Gram, norms_of
 from gradshard_core.rounds.left_out_reasons import reason_of
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from gradshard_core.aggregation import kernel
+from gradshard_core.aggregation.batchnorm_buffers import split_spans
 from gradshard_core.aggregation.block_sizes import (
     SLICE_BYTES,
     chunks_at_once,
@@ -17,7 +18,6 @@ from gradshard_core.aggregation.block_sizes import (
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.aggregation.kernel import Source, WeightedRange
 from gradshard_core.aggregation.masked_sum import SUBTRACTED
-from gradshard_core.aggregation.model_buffers import split_spans
 from gradshard_core.aggregation.reordered_reads import Range
 from gradshard_core.aggregation.sharding import count_elements, sums_bytes
 from gradshard_core.formats.compressed_updates import EncodedRuns

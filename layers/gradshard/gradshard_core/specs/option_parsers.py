@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.codecs.registry import CODECS
-from gradshard_core.formats.list_pieces import Get, StoredList, is_in_pieces
+from gradshard_core.formats.long_lists import Get, StoredList, is_in_pieces
 from gradshard_core.formats.object_keys import check_id
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.limits.own_limits import MAX_CLIENTS

@@ -21,7 +21,7 @@ from gradshard_core.aggregation.topologies import AUTO, MAX_FAN_IN, TOPOLOGIES, 
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.formats.headers import MAX_SAMPLES
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.formats.masked_updates import elements_of
 from gradshard_core.formats.object_keys import check_id
 from gradshard_core.formats.tensor_layout import Layout

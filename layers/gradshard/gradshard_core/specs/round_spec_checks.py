@@ -6,14 +6,14 @@ from typing import Any, Final
 
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
-from gradshard_core.aggregation.model_buffers import Stretches, is_in
+from gradshard_core.aggregation.batchnorm_buffers import Stretches, is_in
 from gradshard_core.aggregation.server_optimizers import (
     MODELS,
 )
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
-from gradshard_core.formats.list_pieces import Get, StoredList
+from gradshard_core.formats.long_lists import Get, StoredList
 from gradshard_core.formats.tensor_layout import Layout, shorten
 from gradshard_core.limits.own_limits import MAX_COMPARED_LAYERS, MAX_LAYER_PRODUCTS
 from gradshard_core.privacy.privacy_mechanism import LEAST_CLIENTS

@@ -15,7 +15,11 @@ from gradshard_core.limits.own_limits import (
     MAX_UPDATES_PER_VERSION,
 )
 from gradshard_core.privacy.noise_tree import MAX_LEAVES, Place
-from gradshard_core.privacy.secret_sampling import SecretDraw, SecretSample, parse_secret_sample
+from gradshard_core.privacy.secret_client_sampling import (
+    SecretDraw,
+    SecretSample,
+    parse_secret_sample,
+)
 from gradshard_core.specs.inbox_spec import MAX_EXPONENT, InboxSpec, parse_exponent
 from gradshard_core.specs.option_kinds import (
     REQUIRED,

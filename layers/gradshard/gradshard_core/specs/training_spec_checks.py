@@ -9,7 +9,7 @@ from gradshard_core.aggregation.server_optimizers import LINEAR
 from gradshard_core.errors import SpecError
 from gradshard_core.limits.aws_limits import PREFIX_GETS
 from gradshard_core.limits.own_limits import MAX_COUNTED, MAX_SPEC_BYTES
-from gradshard_core.privacy.secret_sampling import SecretSample
+from gradshard_core.privacy.secret_client_sampling import SecretSample
 from gradshard_core.specs.masking_options import (
     NOT_IN_MASKED_TRAININGS,
     NOT_MASKED,

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Final, Self
 
-from gradshard_core.formats.list_pieces import StoredList
+from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.stragglers.assignment_settings import AssignmentSettings
 from gradshard_core.stragglers.client_report import Report
 

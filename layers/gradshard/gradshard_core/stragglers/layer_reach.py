@@ -14,8 +14,8 @@ import numpy as np
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.object_keys import check_id
 from gradshard_core.formats.tensor_layout import shorten
-from gradshard_core.stragglers.gauss_legendre import Floats, gauss_legendre
 from gradshard_core.stragglers.layers import Layer
+from gradshard_core.stragglers.salf_integral import Floats, gauss_legendre
 
 Client = str | None
 """An expected client's id, or None where only their number is known."""

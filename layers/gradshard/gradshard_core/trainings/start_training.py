@@ -5,7 +5,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 
-from gradshard_core.aggregation import model_buffers
+from gradshard_core.aggregation import batchnorm_buffers
 from gradshard_core.errors import SpecError, TrainingExistsError, TrainingStateError
 from gradshard_core.formats.object_keys import ModelKeys, TrainingKeys
 from gradshard_core.limits.own_limits import MAX_CLIENTS
@@ -70,7 +70,7 @@ def start_training(
     optimizer = spec.server_optimizer
     newest = model_registry.read_current(store, optimizer.model)
     if optimizer.buffers:
-        model_buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
+        batchnorm_buffers.named(model_registry.layout_of(store, newest.tensors), optimizer.buffers)
     if (masked := spec.terms.masked) is not None:
         if not has_keeper:
             raise SpecError(f"masked: {NO_KEEPER}")

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from gradshard.report.charts import Chart, axis, bins, dots, line, mark, time_axis
-from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, joined, named, tag
 from gradshard.report.parts.part import (
     MAX_POINTS,
@@ -15,6 +14,7 @@ from gradshard.report.parts.part import (
     shorten,
 )
 from gradshard.report.round_facts import COUNTED, LATE, REJECTED, UNUSED, WAITING, Facts
+from gradshard.report.row_limits import Detail
 from gradshard.report.tables import NUMBER, TIME, Cell, Column, measured, table
 from gradshard.utils.text import format_duration, format_size
 

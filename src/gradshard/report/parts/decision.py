@@ -3,10 +3,10 @@
 from statistics import median
 
 from gradshard.client.decision_text import sample_in_words, verdict_on
-from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, joined, named
 from gradshard.report.parts.part import Part
 from gradshard.report.round_facts import Facts
+from gradshard.report.row_limits import Detail
 from gradshard.report.tables import NUMBER, Column, measured, table
 from gradshard.utils.text import pluralize
 from gradshard_core.records.robust_decision import is_clipped

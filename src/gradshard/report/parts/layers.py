@@ -5,10 +5,10 @@ from statistics import median
 from typing import Final
 
 from gradshard.report.charts import Axis, Chart, bins, heat_map, numbered
-from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, joined, named
 from gradshard.report.parts.part import Part
 from gradshard.report.round_facts import Facts
+from gradshard.report.row_limits import Detail
 from gradshard.report.tables import NUMBER, Column, measured, table
 from gradshard.utils.text import pluralize
 

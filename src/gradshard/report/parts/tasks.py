@@ -5,7 +5,6 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from gradshard.report.charts import Chart, axis, line, time_axis
-from gradshard.report.detail import Detail
 from gradshard.report.markup import Markup, joined, tag
 from gradshard.report.parts.part import (
     COLORS,
@@ -16,6 +15,7 @@ from gradshard.report.parts.part import (
     seconds_between,
 )
 from gradshard.report.round_facts import Facts
+from gradshard.report.row_limits import Detail
 from gradshard.report.tables import NUMBER, TIME, Cell, Column, measured, table
 from gradshard.utils.text import format_duration, format_size, pluralize
 

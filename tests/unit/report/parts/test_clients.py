@@ -3,8 +3,8 @@
 import re
 from datetime import timedelta
 
-from gradshard.report.detail import Detail
 from gradshard.report.parts.clients import clients_part
+from gradshard.report.row_limits import Detail
 from tests.unit.report.html_page import Page
 from tests.unit.report_rounds import OPENED, arrival, sample, small
 

@@ -1,8 +1,8 @@
 """The part about the layers of partial updates."""
 
-from gradshard.report.detail import Detail
 from gradshard.report.parts.layers import layers_part
 from gradshard.report.parts.part import Part
+from gradshard.report.row_limits import Detail
 from tests.unit.report.html_page import Page
 from tests.unit.report_rounds import sample
 

@@ -1,7 +1,7 @@
 """What several parts of a round's section write alike."""
 
-from gradshard.report.detail import Detail
 from gradshard.report.parts.part import format_dollars, format_moment, shorten
+from gradshard.report.row_limits import Detail
 
 
 def test_many_rounds_have_less_detail() -> None:

@@ -4,9 +4,9 @@ import itertools
 import re
 from datetime import timedelta
 
-from gradshard.report.detail import Detail
 from gradshard.report.parts.part import ONE_BY_ONE
 from gradshard.report.parts.tasks import tasks_part
+from gradshard.report.row_limits import Detail
 from tests.unit.report.html_page import Page
 from tests.unit.report_rounds import PLANNED, sample, small
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gradshard.cli import show
-from gradshard_core.aggregation import model_buffers
+from gradshard_core.aggregation import batchnorm_buffers
 from gradshard_core.aggregation.server_optimizers import OPTIMIZERS, parse_server_optimizer
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.tensor_layout import Layout
@@ -172,8 +172,8 @@ def test_a_pattern_that_matches_nothing_is_rejected_at_opening(
 
 def test_names_are_taken_as_they_stand_before_they_are_patterns() -> None:
     layout = Layout.pack([("a[0]", "F32", (1,)), ("a0", "F32", (1,))])
-    assert model_buffers.named(layout, ["a[0]"]) == ("a[0]",)
-    assert model_buffers.named(layout, ["a*"]) == ("a[0]", "a0")
+    assert batchnorm_buffers.named(layout, ["a[0]"]) == ("a[0]",)
+    assert batchnorm_buffers.named(layout, ["a*"]) == ("a[0]", "a0")
 
 
 @pytest.mark.parametrize(
@@ -188,23 +188,23 @@ def test_names_are_taken_as_they_stand_before_they_are_patterns() -> None:
 )
 def test_names_of_batchnorm_are_known(name: str) -> None:
     layout = Layout.pack([(name, "F32", (1,)), ("head.weight", "F32", (1,))])
-    assert model_buffers.conventional(layout) == (name,)
+    assert batchnorm_buffers.conventional(layout) == (name,)
 
 
 def test_stretches_are_merged_and_clipped() -> None:
     names = ["bn.running_mean", "bn.running_var"]
     var_end = LAYOUT.tensors[3].end
-    found = model_buffers.stretches_of(LAYOUT, names)
+    found = batchnorm_buffers.stretches_of(LAYOUT, names)
     assert found == (
         (LAYOUT.tensors[2].start, var_end),
         (LAYOUT.tensors[5].start, LAYOUT.nbytes),
     )
-    assert set(model_buffers.names_in(LAYOUT, found)) == set(BUFFERS)
-    assert list(model_buffers.clip_stretches(found, var_end - 4, LAYOUT.nbytes - 8)) == [
+    assert set(batchnorm_buffers.names_in(LAYOUT, found)) == set(BUFFERS)
+    assert list(batchnorm_buffers.clip_stretches(found, var_end - 4, LAYOUT.nbytes - 8)) == [
         (var_end - 4, var_end)
     ]
-    assert list(model_buffers.clip_stretches(found, var_end, LAYOUT.nbytes - 8)) == []
-    assert [model_buffers.is_in(found, p) for p in (0, var_end - 1, var_end)] == [
+    assert list(batchnorm_buffers.clip_stretches(found, var_end, LAYOUT.nbytes - 8)) == []
+    assert [batchnorm_buffers.is_in(found, p) for p in (0, var_end - 1, var_end)] == [
         False,
         True,
         False,

@@ -14,8 +14,8 @@ from gradshard_core.aggregation import kernel
 from gradshard_core.aggregation.kernel import NonFiniteSumError, WeightedRange, aggregate
 from gradshard_core.aggregation.sharding import cut_shards
 from gradshard_core.formats.tensor_layout import Layout
-from gradshard_core.robust import by_element
-from gradshard_core.robust.by_element import cut_of
+from gradshard_core.robust import elementwise_rules
+from gradshard_core.robust.elementwise_rules import cut_of
 from gradshard_core.robust.rules import parse_robust_rule
 from tests import reference
 from tests.unit.aggregation.test_kernel import TENSOR, MemorySource, random_updates
@@ -73,8 +73,8 @@ def test_any_cut_gives_the_bits_of_sorted_columns(
 ) -> None:
     updates, _ = random_updates(tensors, clients, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_element, "ROW_BYTES", 8 * block)
-        patch.setattr(by_element, "block_bytes", lambda *_, **__: 8 * block)
+        patch.setattr(elementwise_rules, "ROW_BYTES", 8 * block)
+        patch.setattr(elementwise_rules, "block_bytes", lambda *_, **__: 8 * block)
         patch.setattr(kernel, "SLICE_BYTES", 8 * max(1, block // 2))
         found = combine(rule, updates, shards)
     assert_same(found, reference.columns(updates, **{"rule": rule["name"], **_beta(rule)}))
@@ -156,7 +156,7 @@ def test_network_sorts_every_column_of_zeros_and_ones(clients: int) -> None:
     expected = np.arange(clients)[:, None] >= clients - values.sum(axis=0)
     values = values.astype("u1")  # the network compares numbers of any type
     for cut in range((clients - 1) // 2 + 1):
-        rows = by_element._sort([*values.copy()], np.empty_like(values[0]), cut)
+        rows = elementwise_rules._sort([*values.copy()], np.empty_like(values[0]), cut)
         assert np.array_equal(rows, expected[cut : clients - cut])
 
 

@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from gradshard_core.stragglers.gauss_legendre import gauss_legendre
+from gradshard_core.stragglers.salf_integral import gauss_legendre
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 33])

@@ -1,6 +1,6 @@
 """The local engine's process: MiniStack behind a gate, patched where it differs from AWS.
 
-Run as ``python -m gradshard.local_engine.process --port 4566 --credentials FILE``.
+Run as ``python -m gradshard.local_engine.server --port 4566 --credentials FILE``.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gradshard_core.s3.sigv4 import Credentials
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until a signal ends the process."""
     parser = argparse.ArgumentParser(
-        prog="python -m gradshard.local_engine.process", description=__doc__
+        prog="python -m gradshard.local_engine.server", description=__doc__
     )
     parser.add_argument("--port", type=int, required=True, help="port to listen on")
     parser.add_argument("--bind", action="append", default=[], metavar="ADDRESS")

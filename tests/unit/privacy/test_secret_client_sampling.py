@@ -8,7 +8,7 @@ import pytest
 
 from gradshard_core.errors import SpecError
 from gradshard_core.privacy.privacy_mechanism import parse_privacy
-from gradshard_core.privacy.secret_sampling import SecretSample, parse_secret_sample
+from gradshard_core.privacy.secret_client_sampling import SecretSample, parse_secret_sample
 
 DRAW = {"training": "t", "draw": "2026 1", "probability": 0.1, "divisor": 5}
 DP = {"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5}

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from gradshard_core.aggregation import arithmetic
 from gradshard_core.aggregation.arithmetic import Array
+from gradshard_core.aggregation.batchnorm_buffers import is_in
 from gradshard_core.aggregation.decoding import DecodedSource, DecodingMemory
 from gradshard_core.aggregation.kernel import clip_ranges
-from gradshard_core.aggregation.model_buffers import is_in
 from gradshard_core.aggregation.optimizer_step import take_step
 from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.aggregation.sharding import clip, sums_bytes

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradshard_core.robust.by_weight import Decision
 from gradshard_core.robust.rules import ROBUST_RULES, parse_robust_rule
+from gradshard_core.robust.whole_update_rules import Decision
 
 Matrix = npt.NDArray[np.float64]
 Oracle = Callable[[Matrix, Matrix, Mapping[str, Any]], Matrix]
