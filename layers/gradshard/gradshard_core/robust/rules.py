@@ -23,7 +23,7 @@ from gradshard_core.robust.elementwise_rules import (
     TrimmedMean,
     cut_of,
 )
-from gradshard_core.robust.whole_update_rules import Settings
+from gradshard_core.robust.whole_update_rules import Decision, Gram, Settings
 
 
 class _Setting(NamedTuple):
@@ -263,9 +263,7 @@ class RobustRule:
         """The name of the scores by which the rule decides, as reports show it."""
         return ROBUST_RULES[self.name].score
 
-    def decide(
-        self, gram: whole_update_rules.Gram, samples: Sequence[int]
-    ) -> whole_update_rules.Decision:
+    def decide(self, gram: Gram, samples: Sequence[int]) -> Decision:
         """Make weights of measured updates."""
         decide = ROBUST_RULES[self.name].decide
         assert decide is not None  # noqa: S101 - for mypy: an element-wise rule measures nothing
