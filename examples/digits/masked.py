@@ -19,7 +19,7 @@ import network
 import plain_numpy
 from gradshard import Federation, Keeper, Mask
 from gradshard.local_engine import up_and_down
-from gradshard.updates.mask import make_identity
+from gradshard.updates.mask_identity import make_identity
 from gradshard_core.specs.masking_options import parse_masking
 from plain_numpy import Array, Update
 from training import CLIENTS, FederatedTraining

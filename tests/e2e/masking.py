@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gradshard import Federation, Keeper, Mask
-from gradshard.updates.mask import make_identity
+from gradshard.updates.mask_identity import make_identity
 from tests import reference
 
 SECONDS = 120

@@ -16,7 +16,7 @@ import pytest
 
 from gradshard import Federation
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.deployment import application_sources
+from gradshard.deployment import sam_command
 from gradshard.local_engine import application, process_control, up_and_down
 from gradshard.local_engine.up_and_down import Engine
 from gradshard_core.errors import RoundStateError, TicketError
@@ -43,7 +43,7 @@ def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     config = build.sources / "samconfig.toml"
     given = [*application.template_parameters(config, engine), f"KmsKeyArn={key}"]
     line = [
-        application_sources.find_sam(),
+        sam_command.find_sam(),
         "deploy",
         "--template-file",
         str(build.deployed_template),

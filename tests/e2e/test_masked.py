@@ -12,7 +12,7 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, Keeper, Mask, RoundFailed
 from gradshard.local_engine.up_and_down import Engine
-from gradshard.updates.mask import make_identity
+from gradshard.updates.mask_identity import make_identity
 from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.mask_keeper.records import PRIVATE_KEY

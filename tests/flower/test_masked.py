@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Context, MetricRecord, RecordDict
 
 from gradshard import Federation, Keeper, Mask
 from gradshard.flower import S3FedAvg, mask_of_node, s3_masked_mod, s3_mod
-from gradshard.updates.mask import make_identity
+from gradshard.updates.mask_identity import make_identity
 from gradshard_core.errors import SpecError, UpdateError
 from tests import masked
 from tests.flower.clients import DirectGrid, Model, client_app, model_of, record_of

@@ -56,14 +56,14 @@ def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with process_control.exclusive(4571):
+        with up_and_down.exclusive(4571):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with process_control.exclusive(4571):
+    with up_and_down.exclusive(4571):
         thread.start()
         assert not entered.wait(0.3)
-        with process_control.exclusive(4572):
+        with up_and_down.exclusive(4572):
             pass  # another engine's
     thread.join(10)
     assert entered.is_set()
@@ -114,7 +114,7 @@ def test_an_engine_ends_with_its_owner_even_if_that_is_killed() -> None:
 import os, time
 from gradshard.local_engine import process_control, up_and_down
 engine = up_and_down.status(process_control.free_port())
-process_control.start(engine, None, ephemeral=True, owner=os.getpid())
+up_and_down.start(engine, None, ephemeral=True, owner=os.getpid())
 print(up_and_down.status(engine.port).pid, flush=True)
 time.sleep(600)
 """

@@ -49,7 +49,7 @@ class TestWithFlower:
         """What the mod makes of a training that ends with these metrics and models."""
         from flwr.app import Message, MetricRecord, RecordDict
 
-        from gradshard.flower.mods import _uploading
+        from gradshard.flower.client_mod import _uploading
         from gradshard.tickets.round_ticket import Ticket
         from tests.flower.clients import record_of
 

@@ -8,20 +8,20 @@ from gradshard.cli.command_groups import Lazy, LazyCommands
 
 SECTIONS: Final = {
     "Rounds": [
-        Lazy("open", "rounds", "open_", "Open a round for some clients."),
+        Lazy("open", "open", "open_", "Open a round for some clients."),
         Lazy("show", "show", "show", "Show a round: clients, rejections, time and cost."),
         Lazy("watch", "watch", "watch", "Follow a round until it ends."),
-        Lazy("fetch", "rounds", "fetch", "Write the average of a completed round to a file."),
+        Lazy("fetch", "fetch", "fetch", "Write the average of a completed round to a file."),
         Lazy("verify", "verify", "verify", "Check a sample of a round's result bit by bit."),
-        Lazy("list", "operator_commands", "list_", "List the rounds of the last 90 days."),
+        Lazy("list", "list", "list_", "List the rounds of the last 90 days."),
         Lazy(
             "close",
-            "operator_commands",
+            "close",
             "close",
             "Stop waiting, and average the updates that have arrived.",
         ),
-        Lazy("cancel", "operator_commands", "cancel", "Stop a round, or all rounds, and clean up."),
-        Lazy("rm", "operator_commands", "remove", "Delete the objects of a round that has ended."),
+        Lazy("cancel", "cancel", "cancel", "Stop a round, or all rounds, and clean up."),
+        Lazy("rm", "rm", "remove", "Delete the objects of a round that has ended."),
         Lazy("logs", "logs", "logs", "Show what the functions logged about a round."),
         Lazy("report", "report", "report", "Write an HTML page about rounds."),
     ],
@@ -30,7 +30,7 @@ SECTIONS: Final = {
         Lazy("join", "join", "join", "Take part in a training with a PROGRAM."),
     ],
     "Clients": [
-        Lazy("submit", "rounds", "submit", "Upload a client's update."),
+        Lazy("submit", "submit", "submit", "Upload a client's update."),
         Lazy("ticket", "ticket", "ticket", "Make a ticket for a client without AWS credentials."),
         Lazy(
             "assignment",

@@ -123,6 +123,6 @@ def identity(file: Path) -> None:
     The keeper's operator enrols the client with the public key. If FILE is there already, only its
     public key is printed.
     """
-    from gradshard.updates.mask import make_identity
+    from gradshard.updates.mask_identity import make_identity
 
     click.echo(make_identity(file))

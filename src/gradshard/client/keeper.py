@@ -7,7 +7,7 @@ from typing import Any
 
 from gradshard.client.stack import Stack
 from gradshard.deployment.defaults import DEFAULT_PORT, KEEPER_STACK
-from gradshard.updates.mask import need_libraries
+from gradshard.updates.mask_identity import need_libraries
 from gradshard_core.errors import KeeperError
 from gradshard_core.mask_keeper.records import CLIENTS, PRIVATE_KEY, KeeperKeys, client_key
 

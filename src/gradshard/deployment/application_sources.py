@@ -8,9 +8,7 @@ together where `sam` is to build them.
 import contextlib
 import hashlib
 import json
-import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -101,25 +99,3 @@ def copy_to(folder: Path) -> None:
         copy = folder / path
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, copy)
-
-
-def search_path() -> str:
-    """Return where to look for `sam` and python3.13: beside this interpreter, then on the path."""
-    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-
-
-def find_sam() -> str:
-    """Return the path of the `sam` command.
-
-    Raises
-    ------
-    DeployError
-        `sam` is not installed.
-    """
-    sam = shutil.which("sam", path=search_path())
-    if sam is None:
-        raise DeployError(
-            "`sam` is not installed: `pip install 'gradshard[deploy]'` or `pip install "
-            "aws-sam-cli` installs it"
-        )
-    return sam

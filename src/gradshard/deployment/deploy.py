@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from gradshard.aws.boto_client import make_session
-from gradshard.deployment import application_sources, layer_build, user_config
+from gradshard.deployment import application_sources, layer_build, sam_command, user_config
 from gradshard.deployment.defaults import STACK
 from gradshard_core.errors import DeployError
 from gradshard_core.limits import aws_limits
@@ -106,7 +106,7 @@ def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
         A tool is missing, an option makes no sense, or `sam` failed, which has said why.
     """
     options = parse_options(arguments, KEEPER_ENVIRONMENT if keeper else "default")
-    sam = application_sources.find_sam()
+    sam = sam_command.find_sam()
     layer_build.check_builder()
     with application_sources.folder() as sources:
         config = _config_file(options, sources, user_config.answers(keeper=keeper))
@@ -270,7 +270,7 @@ def _check_answers(built: Mapping[str, str], answered: Mapping[str, str]) -> Non
 
 def _run(command: list[str]) -> None:
     """Run `sam` in the user's folder and on the user's terminal."""
-    environment = {**os.environ, "PATH": application_sources.search_path()}
+    environment = {**os.environ, "PATH": sam_command.search_path()}
     done = subprocess.run(command, env=environment, check=False)  # noqa: S603 - no shell
     if done.returncode != 0:
         raise DeployError(

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from gradshard.deployment.application_sources import search_path
+from gradshard.deployment.sam_command import search_path
 from gradshard_core.errors import DeployError
 
 RUNTIME: Final = "3.13"

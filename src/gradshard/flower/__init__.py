@@ -15,8 +15,8 @@ except ImportError:
     ) from None
 
 from gradshard.flower.arrays import RECORD
+from gradshard.flower.client_mod import mask_of_node, s3_masked_mod, s3_mod
 from gradshard.flower.client_names import by_number
-from gradshard.flower.mods import mask_of_node, s3_masked_mod, s3_mod
 from gradshard.flower.strategy import UPLOADED_TIMEOUT, ClientNames, S3FedAvg
 
 __all__ = [

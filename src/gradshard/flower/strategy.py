@@ -18,7 +18,7 @@ from flwr.serverapp.strategy.strategy_utils import validate_message_reply_consis
 from gradshard.client.federation import Federation
 from gradshard.flower.arrays import read_arrays, view
 from gradshard.flower.client_names import LOG, by_number, named
-from gradshard.flower.messages import counted, failure, with_order
+from gradshard.flower.strategy_messages import counted, failure, with_order
 from gradshard.flower.update_combination import combination_of
 from gradshard.tickets.issuer import issue_download_ticket, issue_ticket
 from gradshard.tickets.lifetime import DEFAULT_SECONDS

@@ -11,7 +11,7 @@ from typing import Any, Final
 from botocore.config import Config
 
 from gradshard.aws.boto_client import connect
-from gradshard.deployment import application_sources
+from gradshard.deployment import application_sources, sam_command
 from gradshard.deployment.defaults import KEEPER_STACK, STACK
 from gradshard.local_engine.process_control import child_environment, tail_of
 from gradshard.local_engine.running_engines import (
@@ -149,7 +149,7 @@ def _run_sam(
 ) -> None:
     """Run one `sam` command with the application's `local` environment against the engine."""
     config = sources / "samconfig.toml"
-    line = [application_sources.find_sam(), command]
+    line = [sam_command.find_sam(), command]
     line += ["--config-file", str(config), "--config-env", "local", *arguments]
     line += ["--parameter-overrides", *template_parameters(config, engine)]
     line += [f"{name}={value}" for name, value in parameters.items()]

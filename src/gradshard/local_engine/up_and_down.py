@@ -4,29 +4,46 @@ It keeps objects and its application on disk, and has them again when it is star
 An ephemeral one keeps them in memory.
 """
 
+import contextlib
 import importlib.util
+import os
 import platform
 import shutil
+import signal
+import socket
 import sys
+from collections.abc import Iterator, Sequence
+from typing import Final
 
-from gradshard.deployment import application_sources, layer_build
+from gradshard.deployment import layer_build, sam_command
 from gradshard.deployment.defaults import DEFAULT_PORT, STACK
 from gradshard.local_engine.application import (
     Progress,
     deploy_if_changed,
     write_container_settings,
 )
-from gradshard.local_engine.process_control import exclusive, free_port, is_ready, start, stop
+from gradshard.local_engine.process_control import (
+    child_environment,
+    free_port,
+    is_group_alive,
+    is_ready,
+    make_credentials,
+    tail_of,
+)
 from gradshard.local_engine.running_engines import (
+    EPHEMERAL,
     REGION,
     Engine,
     elsewhere,
     find,
+    folder_of,
     has_application,
     running,
     session,
     status,
 )
+from gradshard.utils.atomic_file import add_path_to_errors
+from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
 
 __all__ = [
@@ -43,6 +60,13 @@ __all__ = [
     "status",
     "up",
 ]
+
+_START_SECONDS: Final = 60.0
+_START_PAUSE_SECONDS: Final = 0.1
+
+# It writes its state when it ends, the functions' code included.
+_STOP_SECONDS: Final = 60.0
+_STOP_PAUSE_SECONDS: Final = 0.05
 
 
 def up(
@@ -152,9 +176,141 @@ def _check_machine() -> None:
         raise EngineError(
             "the local engine is not installed: `pip install 'gradshard[local]'` installs it"
         )
-    application_sources.find_sam()
+    sam_command.find_sam()
     layer_build.check_builder()
 
 
 def _ignore(line: str) -> None:
     pass
+
+
+@contextlib.contextmanager
+def exclusive(port: int) -> Iterator[None]:
+    """Wait until no other process starts the engine of a port or deploys to it."""
+    import fcntl  # which Windows has not, where this module is for clients
+
+    folder = folder_of(port)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def start(engine: Engine, bind: str | None, *, ephemeral: bool, owner: int | None = None) -> None:
+    """Start an engine's process and wait until it is ready.
+
+    Parameters
+    ----------
+    engine
+        The engine, which does not run.
+    bind
+        One more address to listen on.
+    owner
+        The id of the process with which it ends; None if it stays until it is stopped.
+
+    Raises
+    ------
+    EngineError
+        An address cannot be used, or the engine does not start.
+    """
+    for address, option in (("127.0.0.1", "--port"), (bind, "--bind")):
+        if address:
+            _check_address(address, engine.port, option)
+    shutil.rmtree(engine.folder, ignore_errors=True)  # of an engine that was killed
+    temporary = engine.folder / "tmp"
+    temporary.mkdir(parents=True)
+    engine.folder.chmod(0o700)
+    make_credentials(engine.credentials_file)
+    if ephemeral:
+        (engine.folder / EPHEMERAL).touch()
+    else:
+        engine.kept.mkdir(parents=True, exist_ok=True)
+        engine.kept.chmod(0o700)
+    command = [
+        sys.executable,
+        "-m",
+        "gradshard.local_engine.server",
+        "--port",
+        str(engine.port),
+    ]
+    command += ["--credentials", str(engine.credentials_file)]
+    command += ["--bind", bind] if bind else []
+    command += [] if ephemeral else ["--keep", str(engine.kept)]
+    command += ["--until", str(owner)] if owner else []
+    log = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    # In a session of its own, it outlives this process, and is one group with its functions.
+    pid = os.posix_spawn(
+        sys.executable,
+        command,
+        child_environment(engine) | {"TMPDIR": str(temporary)},
+        setsid=True,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(engine.log), log, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+    )
+    try:
+        with add_path_to_errors(engine.folder):
+            (engine.folder / "pid").write_text(str(pid))
+    except OSError:
+        _end_group(pid, (signal.SIGKILL,))
+        raise
+    for _ in poll(_START_SECONDS, pause=_START_PAUSE_SECONDS):
+        if is_ready(engine):
+            return
+        # Engine.pid cannot tell: a process that was just spawned has no command line yet.
+        ended, _status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            break
+    log_end = tail_of(engine.log)
+    stop(status(engine.port))
+    raise EngineError(f"the engine did not start:\n{log_end}")
+
+
+def stop(engine: Engine, *, forget: bool = False) -> None:
+    """Stop an engine with its functions and remove its files, except what it keeps.
+
+    Parameters
+    ----------
+    engine
+        The engine, running or not.
+    forget
+        Whether what it keeps is of no use, so that it need not write its state.
+    """
+    if engine.pid is not None:
+        # It takes seconds to write its state when it ends, which nobody would read.
+        at_once = forget or engine.ephemeral
+        _end_group(engine.pid, (signal.SIGKILL,) if at_once else (signal.SIGTERM, signal.SIGKILL))
+    shutil.rmtree(engine.folder, ignore_errors=True)
+
+
+def _check_address(address: str, port: int, option: str) -> None:
+    """Check that an engine could listen there, and nowhere else."""
+    if address in {"0.0.0.0", "::"}:  # noqa: S104 - to reject it
+        raise EngineError(
+            f"{address} is every address of this machine: name the one that others are to reach, "
+            f"with {option}"
+        )
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        # As a server does: the closed connections of an engine just stopped do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            raise EngineError(
+                f"port {port} of {address} cannot be used ({error.strerror}): choose another with "
+                f"{option}"
+            ) from error
+
+
+def _end_group(pid: int, signals: Sequence[signal.Signals]) -> None:
+    """Send an engine's group one signal after the other until all its processes have ended."""
+    for number in signals:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, number)
+        for _ in poll(_STOP_SECONDS, pause=_STOP_PAUSE_SECONDS):
+            if not is_group_alive(pid):
+                return
+    raise EngineError(f"the engine's processes (group {pid}) cannot be stopped")

@@ -1,19 +1,16 @@
 """Masked updates by the client: encode, mask and seal them while they are sent."""
 
-import contextlib
 import hashlib
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from gradshard.updates.mask_identity import need_libraries, read_identity
 from gradshard.updates.upload_source import Content, header_bytes, in_order_of
-from gradshard.utils.atomic_file import open_private
 from gradshard_core.aggregation.arithmetic import widened
 from gradshard_core.aggregation.fixed_point import RingEncoding
 from gradshard_core.aggregation.kernel import steps
@@ -30,9 +27,6 @@ from gradshard_core.units import MIB
 if TYPE_CHECKING:
     from gradshard_core.masking.sealing import SealContext
 
-
-IDENTITY_BYTES: Final = 32
-"""The size of a client's private key."""
 
 PIECE_BYTES: Final = 4 * MIB
 """Bytes of an update that are read at a time to recognise it."""
@@ -332,48 +326,3 @@ def check_unmasked(agreement: Agreement | None, round_id: str) -> None:
             f"round {round_id!r} takes masked updates only: submit with mask (--mask-key "
             "and --keeper), the client's key and its keeper"
         )
-
-
-def need_libraries() -> None:
-    """Check that the packages are installed which masking needs.
-
-    Raises
-    ------
-    UpdateError
-        They are not.
-    """
-    if find_spec("cryptography") is None or find_spec("pyhpke") is None:
-        raise UpdateError("masked rounds need more packages: pip install 'gradshard[masked]'")
-
-
-def make_identity(file: Path) -> str:
-    """Write a new private key for a client to a file, unless it is there; return the public key.
-
-    Only its user may read the file.
-    """
-    need_libraries()
-    from gradshard_core.masking import signing
-
-    with contextlib.suppress(FileExistsError), open_private(file, os.O_CREAT | os.O_EXCL) as made:
-        made.write(f"{signing.new_signing_key().hex()}\n".encode())
-    return signing.verification_key(read_identity(file)).hex()
-
-
-def read_identity(file: Path) -> bytes:
-    """Return the private key in a file.
-
-    Raises
-    ------
-    UpdateError
-        There is no such file, or it has no key.
-    """
-    advice = "make one with `gradshard keeper identity FILE`, and have it enrolled"
-    try:
-        key = bytes.fromhex(file.read_text(encoding="ascii").strip())
-    except FileNotFoundError:
-        raise UpdateError(f"there is no signing key at {file}: {advice}") from None
-    except ValueError:
-        raise UpdateError(f"{file} is no signing key: {advice}") from None
-    if len(key) != IDENTITY_BYTES:
-        raise UpdateError(f"{file} has a key of {len(key)} bytes, not {IDENTITY_BYTES}: {advice}")
-    return key

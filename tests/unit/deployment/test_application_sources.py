@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.deployment import application_sources, layer_build
+from gradshard.deployment import application_sources, layer_build, sam_command
 from gradshard_core.errors import DeployError
 
 UNCHECKED = 0b01
@@ -20,7 +20,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tools"
     folder.mkdir()
     (folder / f"python{layer_build.RUNTIME}").symlink_to(sys.executable)
-    monkeypatch.setattr(application_sources, "search_path", lambda: str(folder))
+    monkeypatch.setattr(sam_command, "search_path", lambda: str(folder))
     file = tmp_path / application_sources.LAYER / "python" / "package" / "module.py"
     file.parent.mkdir(parents=True)
     file.write_text("VALUE = 1\n")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.deployment import application_sources
+from gradshard.deployment import sam_command
 from gradshard.local_engine import application
 from gradshard.local_engine.running_engines import Engine
 from gradshard_core.errors import EngineError
@@ -21,7 +21,7 @@ def test_a_failed_deployment_names_the_way_to_begin_anew(
     sam = tmp_path / "sam"
     sam.write_text("#!/bin/sh\necho TemplateBody or TemplateURL is required\nexit 1\n")
     sam.chmod(0o700)
-    monkeypatch.setattr(application_sources, "find_sam", lambda: str(sam))
+    monkeypatch.setattr(sam_command, "find_sam", lambda: str(sam))
     monkeypatch.setattr(application, "child_environment", lambda _: {})
     with pytest.raises(EngineError, match="TemplateURL is required") as caught:
         application._run_sam(engine, ROOT, "deploy")

@@ -11,7 +11,8 @@ import pytest
 
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.tickets.round_ticket import ticket_of
-from gradshard.updates.mask import Mask, make_identity
+from gradshard.updates.mask import Mask
+from gradshard.updates.mask_identity import make_identity
 from gradshard.updates.upload_source import PaddedContent, content_of
 from gradshard_core.errors import SpecError, UpdateError
 from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from gradshard.client.round import Round
-from gradshard.updates.mask import Mask, MaskedContent, make_identity, masked
+from gradshard.updates.mask import Mask, MaskedContent, masked
+from gradshard.updates.mask_identity import make_identity
 from gradshard.updates.upload_source import TensorContent, header_bytes
 from gradshard.updates.uploads import upload
 from gradshard_core.costs import client_transfers

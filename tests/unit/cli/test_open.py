@@ -1,4 +1,4 @@
-"""``gradshard open``, ``submit`` and ``fetch``."""
+"""``gradshard open``."""
 
 import json
 from pathlib import Path
@@ -22,24 +22,6 @@ def test_open_prints_one_json_document(run: Run, opened: MemoryStore) -> None:
         "spec": OPENED["spec"],
     }
     assert result.stderr == ""
-
-
-def test_submit(run: Run, opened: MemoryStore, file: Path) -> None:
-    result = run("submit", "r1", "a", file, "--samples", 7)
-    assert result.exit_code == 0
-    assert "to round r1 as a" in result.stdout
-    assert "rounds/r1/updates/a.safetensors" in opened.objects
-    assert "replaces" not in result.stdout
-    again = run("submit", "r1", "a", file, "--samples", 7)
-    assert "replaces" not in again.stdout
-    other = run("submit", "r1", "a", file, "--samples", 8)
-    assert other.stdout.endswith("to round r1 as a; it replaces the update sent before\n")
-
-
-def test_submit_of_a_bad_file(run: Run, opened: MemoryStore, tmp_path: Path) -> None:
-    (tmp_path / "junk").write_bytes(b"junkjunkjunk")
-    assert_one_line(run("submit", "r1", "a", tmp_path / "junk", "--samples", 7), "junk: not a safe")
-    assert "rounds/r1/updates/a.safetensors" not in opened.objects
 
 
 def test_a_round_that_is_opened_again_after_its_end_says_so(
@@ -67,11 +49,3 @@ def test_a_round_with_the_layout_of_a_file(
     (tmp_path / "other").write_bytes(b"x")
     asked = ("open", "r1", "--clients", 2, "--layout", tmp_path / "other")
     assert_one_line(run(*asked), "other: not a safetensors object")
-
-
-def test_fetch_of_a_failed_round(run: Run, opened: MemoryStore, tmp_path: Path) -> None:
-    opened.put_json(
-        "rounds/r1/manifest.json", {"status": "failed", "error": "E", "cause": "nobody came"}
-    )
-    assert_one_line(run("fetch", "r1", "-o", tmp_path / "x"), "nobody came", code=3)
-    assert list(tmp_path.iterdir()) == []

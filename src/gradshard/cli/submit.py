@@ -1,9 +1,9 @@
-"""``gradshard open``, ``submit`` and ``fetch``: open a round, upload to it, download its result."""
+"""``gradshard submit``: upload a client's update."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,70 +14,16 @@ from gradshard.cli.options import (
     connected,
     json_option,
     option,
-    output_option,
     quiet_option,
     ticket_option,
 )
-from gradshard.cli.options_from_spec import round_options
-from gradshard.cli.output import confirm, confirm_file, print_json
-from gradshard.cli.terminal_progress import progress_bar, waiting
-from gradshard.cli.ticket import load, named
-from gradshard.utils.text import escape_terminal, format_size, pluralize
-from gradshard_core.specs.round_spec import DEFAULT_TIMEOUT
+from gradshard.cli.output import confirm, print_json
+from gradshard.cli.terminal_progress import progress_bar
+from gradshard.cli.ticket import load
+from gradshard.utils.text import escape_terminal, format_size
 
 if TYPE_CHECKING:
     from gradshard.client.federation import Federation
-
-
-@click.command("open")
-@click.argument("name", metavar="ROUND")
-@click.option(
-    "--client",
-    "ids",
-    metavar="ID",
-    multiple=True,
-    help="Expect this client. Repeat the option for each client.",
-)
-@click.option(
-    "--clients",
-    "count",
-    type=int,
-    metavar="N",
-    help="Expect this number of clients, with any ids, instead of --client.",
-)
-@round_options()
-@json_option
-@quiet_option
-@connected
-def open_(
-    federation: "Federation",
-    name: str,
-    ids: tuple[str, ...],
-    count: int | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Open a round for some clients.
-
-    Give each client with --client, or their number with --clients. If you repeat the command with
-    the same options, nothing changes.
-    """
-    if bool(ids) == (count is not None):
-        raise click.UsageError(
-            "Give the expected clients by --client, or their number by --clients."
-        )
-    with waiting(f"opening round {name}"):
-        round_ = federation.open_round(name, list(ids) if count is None else count, **options)
-    if as_json:
-        print_json({"round": name, "bucket": federation.bucket, "spec": round_.spec().to_json()})
-    elif not round_.is_new and round_.has_ended():
-        confirm(
-            f"round {escape_terminal(name)} was opened before, with these options, and has ended"
-        )
-    else:
-        expected = pluralize(count or len(ids), "client")
-        timeout = options["timeout"] or DEFAULT_TIMEOUT
-        confirm(f"round {escape_terminal(name)} is open for {expected}, for {timeout} s")
 
 
 @click.command()
@@ -204,29 +150,3 @@ def submit(
     if compression:
         text += f", compressed with codec {codec}, relative error {compression.error:.2g}"
     confirm(f"{text}; it replaces the update sent before" if has_replaced else text)
-
-
-@click.command()
-@click.argument("name", metavar="[ROUND]", required=False)
-@output_option("Write the average to this .safetensors file.")
-@ticket_option
-@json_option
-@quiet_option
-@connected
-def fetch(
-    federation: "Federation", name: str | None, file: Path, ticket: Path | None, as_json: bool
-) -> None:
-    """Write the average of a completed round to a file.
-
-    Give ROUND, or a --ticket, which names it. If the download is interrupted, the same command
-    resumes it.
-    """
-    if ticket:
-        loaded = load(ticket, name)
-        round_id, download = loaded.id, partial(loaded.fetch, file)
-    else:
-        round_id = named(name)
-        download = partial(federation.round(round_id).fetch, file)
-    with progress_bar(f"fetching {file.name}") as progress:
-        download(progress=progress)
-    confirm_file(file, {"round": round_id}, as_json=as_json)
