@@ -9,7 +9,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["gradshard", "json"]):
+with atheris.instrument_imports(include=["gradshard", "gradshard_core", "json"]):
     from tests.fuzz.targets import TARGETS
 
 SEEDS = Path(__file__).with_name("seeds")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import sys
 import tracemalloc
 from collections.abc import Sequence
 from fractions import Fraction
@@ -213,6 +214,9 @@ def test_norms_alone_are_the_diagonal(shards: int) -> None:
     assert measure(updates, shards, pairs=False) == [norms.tolist()]
 
 
+@pytest.mark.skipif(
+    sys.version_info < (3, 12), reason="json of 3.11 takes twice the memory; functions run on 3.13"
+)
 @pytest.mark.parametrize(("dtype", "most"), [("F32", 9), ("F64", 34)])
 def test_exact_sums_and_their_json_take_no_more_than_is_projected(dtype: str, most: int) -> None:
     """Also if an attacker's chunks have every exponent that can be measured."""

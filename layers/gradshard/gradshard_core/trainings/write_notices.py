@@ -4,7 +4,6 @@ A notice is there once a coordinator has made a ticket of the training for its c
 deleted, the ticket is worth nothing from the end of its URLs on.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -95,9 +94,8 @@ def write_notices(store: S3Store, signer: Presigner, key: str) -> dict[str, Any]
         invited = set(invitation.clients) if invitation else set()
         holders = [client for client in holders if client in invited]
     if renewal.first is None and len(holders) > AT_ONCE:
-        asked = [
-            keys.renewal_for(some[0], some[-1]) for some in itertools.batched(holders, AT_ONCE)
-        ]
+        pieces = [holders[at : at + AT_ONCE] for at in range(0, len(holders), AT_ONCE)]
+        asked = [keys.renewal_for(piece[0], piece[-1]) for piece in pieces]
         with ThreadPoolExecutor(WRITERS) as pool:
             list(pool.map(lambda key: store.put_bytes(key, b""), asked))
         return {"training": keys.name, "written": 0, "renewals": len(asked)}
