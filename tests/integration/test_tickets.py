@@ -5,6 +5,7 @@ import http.client
 import io
 import itertools
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 from tests import compressed, reference
 from tests.integration.conftest import as_clients_do
-from tests.integration.proxy import Answer, Fault, Proxy
+from tests.integration.proxy import Answer, Fault, Proxy, Spoil
 
 COUNTER = itertools.count()
 TENSORS = {"w": np.arange(1000, dtype="f4")}
@@ -116,6 +117,16 @@ def without_checksum(answer: Answer) -> Answer:
     headers = answer.headers.items()
     kept = {name: value for name, value in headers if not name.startswith("x-amz-checksum-")}
     return answer._replace(headers=kept)
+
+
+def with_empty_checksum(answer: Answer) -> Answer:
+    headers = answer.headers.items()
+    emptied = {n: "" if n.startswith("x-amz-checksum-") else value for n, value in headers}
+    return answer._replace(headers=emptied)
+
+
+def unchanged(answer: Answer) -> Answer:
+    return answer
 
 
 class TestUploading:
@@ -318,10 +329,7 @@ class TestLines:
     def test_an_answer_that_was_lost_is_looked_up(
         self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys
     ) -> None:
-        def passed(answer: Answer) -> Answer:
-            return answer
-
-        proxy.spoils = [passed, passed, lambda _: None]
+        proxy.spoils = [unchanged, unchanged, lambda _: None]
         TicketRound(proxied).submit(TENSORS, 5)
         assert proxy.requests == ["HEAD", "HEAD", "PUT", "PUT", "HEAD"]
         assert_holds(store, keys, TENSORS)
@@ -338,13 +346,66 @@ class TestLines:
         TicketRound(proxied).submit(TENSORS, 5)
         assert_holds(store, keys, TENSORS)
 
-    def test_a_store_that_keeps_no_checksum(
-        self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys
+    def test_a_damaged_update_whose_answer_was_lost_is_told(
+        self, proxied: Ticket, proxy: Proxy
     ) -> None:
-        proxy.spoils = [without_checksum] * 4
+        proxy.faults = [Fault("damaged", "PUT")]
+        proxy.spoils = [unchanged, unchanged, lambda _: None]
+        with pytest.raises(TicketError, match=r"another update.* or this one was damaged on the"):
+            TicketRound(proxied).submit(TENSORS, 5)
+
+    @pytest.mark.parametrize("spoil", [without_checksum, with_empty_checksum])
+    def test_a_store_that_keeps_no_checksum(
+        self,
+        proxied: Ticket,
+        proxy: Proxy,
+        store: ClientStore,
+        encrypted: S3Store,
+        keys: RoundKeys,
+        spoil: Spoil,
+    ) -> None:
+        proxy.spoils = [spoil] * 9
         TicketRound(proxied).submit(TENSORS, 5)
         assert proxy.requests == ["HEAD", "HEAD", "PUT", "HEAD"]
         assert_holds(store, keys, TENSORS)
+        # Then ETags tell updates apart, but under a KMS key they say nothing of the bytes.
+        if store.bucket == encrypted.bucket:
+            with pytest.raises(TicketError, match="whether it is this one cannot be told"):
+                TicketRound(proxied).submit(TENSORS, 5)
+        else:
+            TicketRound(proxied).submit(TENSORS, 5)
+        with pytest.raises(TicketError, match="was used already"):
+            TicketRound(proxied).submit(OTHER, 5)
+
+    def test_damage_is_told_by_the_etag_if_there_is_no_checksum(
+        self, proxied: Ticket, proxy: Proxy, store: ClientStore, encrypted: S3Store
+    ) -> None:
+        if store.bucket == encrypted.bucket:
+            pytest.skip("an ETag under a KMS key says nothing of the bytes")
+        proxy.faults = [Fault("damaged", "PUT")]
+        proxy.spoils = [without_checksum] * 4
+        with pytest.raises(TicketError, match=r"other bytes .* have its operator delete that"):
+            TicketRound(proxied).submit(TENSORS, 5)
+
+    def test_an_update_that_is_deleted_before_it_is_compared(
+        self, proxied: Ticket, proxy: Proxy, store: ClientStore, keys: RoundKeys
+    ) -> None:
+        def delete(answer: Answer) -> Answer:
+            store.delete(keys.update("a"))
+            return without_checksum(answer)
+
+        proxy.spoils = [unchanged, unchanged, delete]
+        with pytest.raises(TicketError, match="was taken away meanwhile"):
+            TicketRound(proxied).submit(TENSORS, 5)
+
+    def test_tensors_that_change_on_the_way(
+        self, proxied: Ticket, large: dict[str, reference.Array]
+    ) -> None:
+        def change(done: int, _: int) -> None:
+            large["w"][0] += done > 10 * MIB
+
+        with pytest.raises(TicketError, match=r"damaged on the way, or the update changed while"):
+            TicketRound(proxied).submit(large, 5, progress=change)
 
     def test_a_file_that_changes_on_the_way(self, proxied: Ticket, tmp_path: Path) -> None:
         path = tmp_path / "u"
@@ -457,8 +518,9 @@ class TestInParts:
                 TicketRound(parted).submit(large, 5)
         else:
             TicketRound(parted).submit(large, 5)
-        with pytest.raises(TicketError, match="of client 'a' was used already"):
-            TicketRound(parted).submit(large, 6)
+        for other, samples in ((large, 6), ({"w": large["w"] + 1}, 5)):
+            with pytest.raises(TicketError, match=r"another update, .*; ask its operator for"):
+                TicketRound(parted).submit(other, samples)
 
     def test_a_larger_update_is_not_sent(self, parted: Ticket, proxy: Proxy) -> None:
         with pytest.raises(UpdateError, match=f"over the {self.MAX_BYTES} of the ticket"):
@@ -548,7 +610,27 @@ class TestInParts:
         proxy.faults = [Fault("damaged", "PUT")]
         with pytest.raises(TicketError, match=r"other bytes .* ask its operator for another"):
             TicketRound(parted).submit(large, 5)
-        with pytest.raises(TicketError, match="of client 'a' was used already"):
+        with pytest.raises(TicketError, match=r"was used already.* damaged on the way"):
+            TicketRound(parted).submit(large, 5)
+
+    def test_damaged_parts_are_told_by_the_etag_if_there_is_no_checksum(
+        self,
+        parted: Ticket,
+        proxy: Proxy,
+        store: ClientStore,
+        encrypted: S3Store,
+        large: dict[str, reference.Array],
+    ) -> None:
+        if store.bucket == encrypted.bucket:
+            pytest.skip("an ETag under a KMS key says nothing of the bytes")
+
+        def spoil(answer: Answer) -> Answer:
+            body = re.sub(rb"<(ChecksumCRC64NVME)>.*</\1>", b"", answer.body)
+            headers = without_checksum(answer).headers
+            return Answer(answer.status, headers, body.ljust(len(answer.body)))
+
+        proxy.faults, proxy.spoils = [Fault("damaged", "PUT")], [spoil] * 99
+        with pytest.raises(TicketError, match=r"other bytes .* ask its operator for another"):
             TicketRound(parted).submit(large, 5)
 
     def test_a_part_that_keeps_breaking_is_given_up(

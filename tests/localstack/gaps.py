@@ -42,7 +42,6 @@ GAPS: dict[str, str] = {
     "test_a_layer_that_no_client_covers_is_zero_and_costs_no_read": SMALL_PARTS,
     "test_credentials_that_are_not_valid[store-test-InvalidAccessKeyId]": UNKNOWN_KEY,
     "test_credentials_that_are_not_valid[encrypted-test-InvalidAccessKeyId]": UNKNOWN_KEY,
-    "test_the_same_update_again_is_no_error_and_another_is[encrypted]": KMS_ETAGS,
     "test_an_interrupted_upload_goes_on[encrypted]": KMS_ETAGS,
     "test_a_broken_request_is_tried_again[store-damage]": PART_CHECKSUMS,
     "test_a_broken_request_is_tried_again[encrypted-damage]": PART_CHECKSUMS,

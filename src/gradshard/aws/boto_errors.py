@@ -21,6 +21,9 @@ from gradshard_core.s3.transport import ResponseError
 
 NO_CREDENTIALS: Final = "no AWS credentials found: configure them (aws configure), or use --local"
 
+_DAMAGE: Final = frozenset({"BadDigest", "XAmzContentSHA256Mismatch"})
+"""S3's errors if the bytes are not those that a checksum was computed of."""
+
 _NO_ENDPOINT: Final = "AWS_ENDPOINT_URL is to be a URL such as http://127.0.0.1:4566"
 
 
@@ -31,7 +34,10 @@ def translated(key: str, operation: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code = error_code(error)
-        raise ResponseError(code, operation, f"S3 answered {code}: {error}") from None
+        text = f"S3 answered {code}: {error}"
+        if code in _DAMAGE:
+            text += " They were damaged on the way, or changed while they were sent; try again."
+        raise ResponseError(code, operation, text) from None
     except NoCredentialsError:
         raise StoreError(NO_CREDENTIALS) from None
     except EndpointConnectionError as error:

@@ -65,19 +65,20 @@ class TicketUpload:
         response = self._requests.describe(self._ticket.uploaded_url)
         if response is None:
             return False
-        if self._is_same(response):
+        is_same = self._is_same(response)
+        if is_same:
             return True
-        nbytes = self._requests.content_length(response)
-        used = f"the ticket of client {self._ticket.client!r} was used already: "
-        under_kms = response.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms")
-        if self._ticket.parts and under_kms and nbytes == self._content.nbytes:
+        ticket, nbytes = self._ticket, self._requests.content_length(response)
+        used = f"the ticket of client {ticket.client!r} was used already: "
+        if is_same is None:
             raise TicketError(
-                f"{used}an update of {nbytes} bytes is in round {self._ticket.round_id!r}; whether "
-                "it is this one cannot be told, since it was sent in parts and is under a KMS key"
+                f"{used}an update of {nbytes} bytes is in round {ticket.round_id!r}; whether it is "
+                "this one cannot be told, since it is under a KMS key and S3 gives no CRC-64/NVME"
             )
+        damaged = ", or this one was damaged on the way" if nbytes == self._content.nbytes else ""
         raise TicketError(
-            f"{used}another update, of {nbytes} bytes, is in round {self._ticket.round_id!r}; a "
-            "ticket uploads once, unless the round's operator deletes that update"
+            f"{used}another update, of {nbytes} bytes, is in round {ticket.round_id!r}{damaged}; "
+            f"a ticket uploads once; {self._advice}"
         )
 
     def send(self, progress: Progress) -> None:
@@ -208,14 +209,16 @@ class TicketUpload:
             self._requests.fail(response)
         raise OSError(f"S3 answered {response.code}")
 
-    def _is_same(self, response: Response) -> bool:
-        """Return whether the update that S3 has, by its answer to a HEAD, is this one."""
+    def _is_same(self, response: Response) -> bool | None:
+        """Return whether the update that S3 has is this one; None if a HEAD does not tell."""
         if self._requests.content_length(response) != self._content.nbytes:
             return False
-        found = response.headers.get(CHECKSUM_HEADER)
-        if found or self._ticket.parts is None:
+        if found := response.headers.get(CHECKSUM_HEADER):
             return bool(found == self._checksum)
-        ranges = self._ticket.parts.ranges(self._content.nbytes)
+        if response.headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"):
+            return None
+        parts = self._ticket.parts
+        ranges = parts.ranges(self._content.nbytes) if parts else None
         return has_etag(self._content, self._requests.header(response, "ETag"), ranges)
 
     @cached_property
@@ -229,31 +232,40 @@ class TicketUpload:
 
     def _check_stored(self, found: str | None) -> None:
         """Check that S3 has stored the update that was sent, by the CRC that its answer gives."""
-        if found is None:
+        if found:
+            is_same: bool | None = found == self._checksum
+        else:
             # S3 leaves it out if it joins parts under a KMS key. Other stores may have none.
             response = self._requests.describe(self._ticket.uploaded_url)
-            found = response and response.headers.get(CHECKSUM_HEADER)
-        if found in {None, self._checksum}:
-            return
-        ticket = self._ticket
-        advice = (
-            "ask its operator for another ticket"
-            if ticket.parts
-            else "have its operator delete that update, and submit again"
-        )
-        raise TicketError(
-            f"S3 has stored other bytes in round {ticket.round_id!r} than this machine has sent as "
-            f"client {ticket.client!r} (CRC-64/NVME {found}, not {self._checksum}): they were "
-            f"damaged on the way; {advice}"
-        )
+            if response is None:
+                raise self._taken_away()
+            found = response.headers.get(CHECKSUM_HEADER)
+            is_same = self._is_same(response)
+        if is_same is False:
+            raise TicketError(
+                f"S3 has stored other bytes in round {self._ticket.round_id!r} than this machine "
+                f"has sent as client {self._ticket.client!r} (CRC-64/NVME {found or 'unknown'}, "
+                f"not {self._checksum}): they were damaged on the way, or the update changed while "
+                f"it was sent; {self._advice}"
+            )
+
+    @property
+    def _advice(self) -> str:
+        """What lets the client upload again."""
+        if self._ticket.parts:
+            return "ask its operator for another ticket"
+        return "have its operator delete that update, and submit again"
 
     def _check_is_done(self) -> None:
         # S3 has an update: of an earlier attempt, or of someone else who has the ticket.
         if not self.is_done():
-            raise TicketError(
-                f"the update of client {self._ticket.client!r} in round {self._ticket.round_id!r} "
-                "was taken away meanwhile; ask the round's operator"
-            )
+            raise self._taken_away()
+
+    def _taken_away(self) -> TicketError:
+        return TicketError(
+            f"the update of client {self._ticket.client!r} in round {self._ticket.round_id!r} "
+            "was taken away meanwhile; ask the round's operator"
+        )
 
     def _upload_is_gone(self) -> TicketError:
         return TicketError(

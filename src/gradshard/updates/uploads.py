@@ -5,7 +5,8 @@ parts, and so are large ones whose connection broke, or is the limit. If that is
 the parts that arrived stay, and the next upload of the same bytes in parts sends only the others.
 
 Stored bytes are recognised by their CRC-64/NVME, which S3 checks and keeps; under a KMS key an ETag
-says nothing of the bytes. So every byte is read once more than it is sent.
+says nothing of the bytes. So every byte is read once more than it is sent,
+and in parts twice more.
 """
 
 import hashlib
@@ -264,11 +265,16 @@ def _is_one_of(part: Part, ranges: Ranges) -> bool:
     return part.nbytes == end - start
 
 
-def has_etag(content: Content, etag: str, ranges: Ranges) -> bool:
-    """Return whether an upload in these parts makes an object of that ETag (not under KMS)."""
+def has_etag(content: Content, etag: str, ranges: Ranges | None) -> bool:
+    """Return whether an upload in these parts, or in one PUT, makes an object of that ETag.
+
+    Under a KMS key it is not of the bytes.
+    """
     digest, _, parts = etag.strip('"').partition("-")
-    if parts != str(len(ranges)):
+    if parts != (str(len(ranges)) if ranges else ""):
         return False
+    if not ranges:
+        return digest == _md5(content, 0, content.nbytes).hex()
     digests = b"".join(_md5(content, *range_) for range_ in ranges)
     return digest == hashlib.md5(digests, usedforsecurity=False).hexdigest()
 
