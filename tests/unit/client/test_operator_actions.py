@@ -263,6 +263,17 @@ class TestRemoving:
         assert not store.objects
         round_.remove()
 
+    def test_first_deletes_that_the_round_was_opened(
+        self, round_: Round, stack: OperatedStack, store: MemoryStore
+    ) -> None:
+        """Else one without a plan, if it is cancelled, is taken for one that has cost no privacy."""
+        deleted = list[str]()
+        store.put_json(round_.keys.manifest, COMPLETED)
+        stack.executions["r1"] = execution("SUCCEEDED")
+        store.delete_versions = deleted.append  # type: ignore[method-assign]
+        round_.remove()
+        assert deleted == [round_.keys.spec, round_.keys.root]
+
     def test_finishes_an_interrupted_cleanup(
         self, round_: Round, stack: OperatedStack, store: MemoryStore
     ) -> None:
