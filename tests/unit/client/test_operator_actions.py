@@ -264,13 +264,17 @@ class TestRemoving:
         round_.remove()
 
     def test_first_deletes_that_the_round_was_opened(
-        self, round_: Round, stack: OperatedStack, store: MemoryStore
+        self,
+        round_: Round,
+        stack: OperatedStack,
+        store: MemoryStore,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Else one without a plan, if it is cancelled, is taken for one that has cost no privacy."""
+        """Cancelling one without a plan, half removed, would refund its privacy."""
         deleted = list[str]()
         store.put_json(round_.keys.manifest, COMPLETED)
         stack.executions["r1"] = execution("SUCCEEDED")
-        store.delete_versions = deleted.append  # type: ignore[method-assign]
+        monkeypatch.setattr(store, "delete_versions", deleted.append)
         round_.remove()
         assert deleted == [round_.keys.spec, round_.keys.root]
 

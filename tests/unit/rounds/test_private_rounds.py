@@ -227,7 +227,7 @@ def test_round_of_a_taken_name_costs_nothing(private: Machine, terms: dict[str, 
 def test_late_call_that_knows_other_options_refunds_no_round_that_was_opened(
     private: Machine,
 ) -> None:
-    """Another version was deployed after a call that has opened the round, and seemed to be dead."""
+    """Another version was deployed after a call that opened the round and seemed to be dead."""
     assert run(private, "r1", dp=DP) == {"status": "completed"}
     written = private.store.get_json(private.keys.spec)
     written["spec"]["unheard_of"] = None
