@@ -214,6 +214,9 @@ def remove_round(stack: Stack, keys: RoundKeys) -> None:
         raise RoundStateError(
             f"round {keys.round_id!r} has not ended: wait for it, or cancel it first"
         )
+    # First: if this is interrupted, a round with a spec and no plan would be taken for one that
+    # revealed nothing, and cancelling it would refund its privacy.
+    stack.store.delete_versions(keys.spec)
     stack.store.delete_versions(keys.root)
 
 

@@ -263,6 +263,21 @@ class TestRemoving:
         assert not store.objects
         round_.remove()
 
+    def test_first_deletes_that_the_round_was_opened(
+        self,
+        round_: Round,
+        stack: OperatedStack,
+        store: MemoryStore,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Cancelling one without a plan, half removed, would refund its privacy."""
+        deleted = list[str]()
+        store.put_json(round_.keys.manifest, COMPLETED)
+        stack.executions["r1"] = execution("SUCCEEDED")
+        monkeypatch.setattr(store, "delete_versions", deleted.append)
+        round_.remove()
+        assert deleted == [round_.keys.spec, round_.keys.root]
+
     def test_finishes_an_interrupted_cleanup(
         self, round_: Round, stack: OperatedStack, store: MemoryStore
     ) -> None:

@@ -224,6 +224,18 @@ def test_round_of_a_taken_name_costs_nothing(private: Machine, terms: dict[str, 
     assert [entry.cost for entry in read_ledger(private.store, "m").entries] == [0.25, 0.0]
 
 
+def test_late_call_that_knows_other_options_refunds_no_round_that_was_opened(
+    private: Machine,
+) -> None:
+    """Another version was deployed after a call that opened the round and seemed to be dead."""
+    assert run(private, "r1", dp=DP) == {"status": "completed"}
+    written = private.store.get_json(private.keys.spec)
+    written["spec"]["unheard_of"] = None
+    private.store.put_json(private.keys.spec, written)
+    assert "was opened before" in private.open(**APPLIED, dp=DP)["reason"]
+    assert read_ledger(private.store, "m").spent == 0.25
+
+
 def test_round_whose_opening_dies_for_good_stays_charged(
     private: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -168,15 +168,20 @@ TERMS: dict[str, Any] = {"min_clients": 1, "layout": {"w": {"dtype": "F32", "sha
 """An arrival cannot tell that planning will not like the layout of ``THREE``."""
 
 
-def replace_when_it_is_read(machine: Machine, patch: pytest.MonkeyPatch, client: str) -> None:
-    """Have a better update arrive, event and all, just after the first one was read."""
+def replace_when_it_is_read(
+    machine: Machine,
+    patch: pytest.MonkeyPatch,
+    client: str,
+    send: Callable[[Machine, str], Any] = arrive,
+) -> None:
+    """Have another update arrive, event and all, just after the first one was read."""
     get_head = machine.store.get_head
 
     def get_then_replace(key: str, nbytes: int) -> Any:
         found = get_head(key, nbytes)
         if key == machine.keys.update(client):
             patch.setattr(machine.store, "get_head", get_head)
-            arrive(machine, client)
+            send(machine, client)
         return found
 
     patch.setattr(machine.store, "get_head", get_then_replace)
@@ -236,6 +241,21 @@ def test_a_repeated_planning_keeps_the_rejection_of_a_late_update(machine: Machi
     machine.collect("a", machine.submit("a", THREE))
     machine.step("plan_round", entered_at="2026-01-01T00:00:01Z", retries=1, **OPENED)
     assert "uploaded after" in machine.store.get_json(machine.keys.rejection("a"))["reason"]
+
+
+def test_a_repeated_planning_keeps_the_rejection_of_an_update_that_nothing_replaced(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came, event and all, after the one that counts was read and before the plan was there."""
+    machine.open(clients=["a"], **TERMS)
+    arrive(machine, "a")
+    replace_when_it_is_read(machine, monkeypatch, "a", send_junk)
+    machine.plan(OPENED)
+    plan = machine.store.get_json(machine.keys.plan)
+    assert [c["client"] for c in plan["contributors"]] == ["a"]
+    rejected = machine.store.get_json(machine.keys.rejection("a"))
+    machine.step("plan_round", entered_at="2026-01-01T00:00:01Z", retries=1, **OPENED)
+    assert machine.store.get_json(machine.keys.rejection("a")) == rejected is not None
 
 
 def test_a_planning_that_was_killed_after_its_plan_tells_the_rejected_once_it_is_repeated(

@@ -172,9 +172,11 @@ def _write_spec(store: S3Store, keys: RoundKeys, spec: RoundSpec, opened_at: dat
         # From which version the round began was settled the first time.
         there = store.get_json(keys.spec, lambda there: {name: there.get(name) for name in record})
         if there != record:
-            if spec.server_optimizer is not None:
-                model, at = spec.server_optimizer.model, record["opened_at"]
-                privacy_ledger.release(store, model, keys.round_id, at)
+            at = record["opened_at"]
+            # Not that of the round that is there: a late call may know other options than it has.
+            is_another = there is not None and there["opened_at"] != at
+            if spec.server_optimizer is not None and is_another:
+                privacy_ledger.release(store, spec.server_optimizer.model, keys.round_id, at)
             raise RoundExistsError(
                 f"round {keys.round_id!r} was opened before; choose another name"
             )
