@@ -14,8 +14,10 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.config import Config
 from ministack.services import s3 as ministack_s3
 
+from gradshard.local_engine import large_objects
 from gradshard.local_engine.large_objects import (
     LARGE_BYTES,
     Spool,
@@ -43,6 +45,14 @@ def s3(engine: Engine) -> Iterator[Any]:
     for page in client.get_paginator("list_object_versions").paginate(Bucket=BUCKET):
         for found in [*page.get("Versions", []), *page.get("DeleteMarkers", [])]:
             client.delete_object(Bucket=BUCKET, Key=found["Key"], VersionId=found["VersionId"])
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def once(s3: Any) -> Iterator[Any]:
+    """Give a client that tries everything once."""
+    client = boto3.client("s3", config=Config(retries={"total_max_attempts": 1}))
+    yield client
     client.close()
 
 
@@ -125,31 +135,96 @@ def test_a_body_that_breaks_off_is_no_object(s3: Any, store: S3Store, engine: En
 
 
 @pytest.mark.parametrize("nbytes", [10, 2 * LARGE_BYTES])
-def test_an_object_whose_file_is_gone_is_an_error_with_the_reason(
-    s3: Any, engine: Engine, nbytes: int
+def test_an_object_whose_file_is_gone_is_an_error_with_the_reason_until_it_is_written_again(
+    once: Any, engine: Engine, nbytes: int
 ) -> None:
-    put(s3, "k/gone", bytes(nbytes))
+    put(once, "k/gone", bytes(nbytes))
     [file] = (engine.kept / "objects").glob(f"*/{BUCKET}/k/gone")
     file.unlink()
-    with pytest.raises(s3.exceptions.ClientError, match=r"NoSuchFileOrDirectory.*k/gone"):
-        get(s3, "k/gone")
+    with pytest.raises(once.exceptions.ClientError, match=r"NoSuchFileOrDirectory.*k/gone"):
+        get(once, "k/gone")
+    put(once, "k/gone", b"new")
+    assert get(once, "k/gone") == b"new"
 
 
 def test_a_marker_that_cannot_be_written_is_an_error_and_hides_nothing(
-    s3: Any, engine: Engine
+    s3: Any, once: Any, engine: Engine
 ) -> None:
     put(s3, "k/unmarked", b"there")
-    [file] = (engine.kept / "objects").glob(f"*/{BUCKET}/k/unmarked")
-    # Where the marker is to be written nothing can be, as on a read-only disk.
-    obstacle = file.with_name(f"{file.name}.meta.json.tmp")
-    obstacle.mkdir()
-    with pytest.raises(s3.exceptions.ClientError, match=r"IsADirectory.*k/unmarked"):
-        s3.delete_object(Bucket=BUCKET, Key="k/unmarked")
-    assert get(s3, "k/unmarked") == b"there"
-    obstacle.rmdir()
+    before = versions(s3, "k/unmarked")
+    with obstacle(engine, "k/unmarked"):
+        with pytest.raises(s3.exceptions.ClientError, match=r"IsADirectory.*k/unmarked"):
+            once.delete_object(Bucket=BUCKET, Key="k/unmarked")
+        assert get(s3, "k/unmarked") == b"there"
+        assert versions(s3, "k/unmarked") == before
     s3.delete_object(Bucket=BUCKET, Key="k/unmarked")
     with pytest.raises(s3.exceptions.NoSuchKey):
         get(s3, "k/unmarked")
+
+
+@contextlib.contextmanager
+def obstacle(engine: Engine, key: str) -> Iterator[None]:
+    """Let no record of a key be written, as on a disk that a body has filled."""
+    [folder] = (engine.kept / "objects").glob(f"*/{BUCKET}")
+    record = folder / f"{key}.meta.json.tmp"
+    record.mkdir(parents=True)
+    yield
+    record.rmdir()
+
+
+def versions(s3: Any, key: str) -> list[tuple[str, bool]]:
+    """Return the versions and markers of a key, and which is the latest."""
+    listed = s3.list_object_versions(Bucket=BUCKET, Prefix=key)
+    found = [*listed.get("Versions", []), *listed.get("DeleteMarkers", [])]
+    return [(entry["VersionId"], entry["IsLatest"]) for entry in found]
+
+
+@pytest.mark.parametrize("nbytes", [10, 2 * LARGE_BYTES])
+@pytest.mark.parametrize("before", [None, "object", "marker"])
+def test_a_put_that_cannot_be_written_changes_nothing(
+    s3: Any, once: Any, engine: Engine, nbytes: int, before: str | None
+) -> None:
+    key, condition = f"k/unwritten-{nbytes}-{before}", {}
+    if before:
+        put(s3, key, b"o" * nbytes)
+    if before == "marker":
+        s3.delete_object(Bucket=BUCKET, Key=key)
+    if before != "object":
+        # A second attempt must not find what the first one has not stored.
+        condition = {"IfNoneMatch": "*"}
+    listed, arriving = versions(s3, key), sorted((engine.kept / "arriving").iterdir())
+    with obstacle(engine, key):
+        for _ in range(2):
+            with pytest.raises(s3.exceptions.ClientError, match="IsADirectory"):
+                once.put_object(Bucket=BUCKET, Key=key, Body=b"n" * nbytes, **condition)
+        assert versions(s3, key) == listed
+        if before == "object":
+            assert get(s3, key) == b"o" * nbytes
+        else:
+            with pytest.raises(s3.exceptions.NoSuchKey):
+                get(s3, key)
+        # Nor does it take any more space.
+        assert sorted((engine.kept / "arriving").iterdir()) == arriving
+    s3.put_object(Bucket=BUCKET, Key=key, Body=b"n" * nbytes, **condition)
+    assert get(s3, key) == b"n" * nbytes
+    if before:
+        assert get(s3, key, VersionId=listed[0][0]) == b"o" * nbytes
+
+
+def test_parts_that_cannot_be_joined_can_be_later(s3: Any, once: Any, engine: Engine) -> None:
+    upload = {"Bucket": BUCKET, "Key": "k/unjoined"}
+    upload["UploadId"] = s3.create_multipart_upload(**upload)["UploadId"]
+    etag = s3.upload_part(**upload, PartNumber=1, Body=PART)["ETag"]
+    parts = {"Parts": [{"PartNumber": 1, "ETag": etag}]}
+    with (
+        obstacle(engine, "k/unjoined"),
+        pytest.raises(s3.exceptions.ClientError, match="IsADirectory"),
+    ):
+        once.complete_multipart_upload(**upload, MultipartUpload=parts, IfNoneMatch="*")
+    with pytest.raises(s3.exceptions.NoSuchKey):
+        get(s3, "k/unjoined")
+    s3.complete_multipart_upload(**upload, MultipartUpload=parts, IfNoneMatch="*")
+    assert get(s3, "k/unjoined") == PART
 
 
 def anonymous_mib(pid: int) -> float:
@@ -271,7 +346,7 @@ def unpatched(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """Have MiniStack keep objects in a folder, and take its patches away after the test."""
     monkeypatch.setattr(ministack_s3, "S3_PERSIST", True)
     monkeypatch.setattr(ministack_s3, "DATA_DIR", str(folder))
-    for patched in ("_delete_object_version", "_atomic_write"):
+    for patched in (*large_objects._CHANGES, "_atomic_write", "_persist_displaced_version"):
         monkeypatch.setattr(ministack_s3, patched, getattr(ministack_s3, patched))
     monkeypatch.setattr(ministack_s3.logger, "warning", ministack_s3.logger.warning)
 
@@ -328,6 +403,25 @@ def test_a_version_whose_file_cannot_be_deleted_is_an_error_until_it_can(
     assert ministack_s3._delete_object_version({"objects": {}}, *delete) == (True, False)
     assert [v["version_id"] for v in ministack_s3._object_versions["bucket", "k"]] == ["second"]
     assert not file.exists()
+
+
+def test_an_object_whose_only_version_cannot_be_deleted_is_still_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: str) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+
+    unpatched(monkeypatch, tmp_path)
+    _patch_writing()
+    version = {"version_id": "v", "is_latest": True, "etag": "e", "last_modified": "", "size": 1}
+    monkeypatch.setitem(ministack_s3._object_versions, ("bucket", "k"), [version])
+    bucket = {"objects": {"k": {"version_id": "v", "etag": "e", "body": None}}}
+    monkeypatch.setitem(ministack_s3._buckets, "bucket", bucket)
+    monkeypatch.setattr(ministack_s3, "_remove_key_files", read_only)
+    with pytest.raises(OSError, match="Read-only file system"):
+        ministack_s3._delete_object_version(bucket, "bucket", "k", "v")
+    assert bucket["objects"]["k"]["version_id"] == "v"
+    assert ministack_s3._object_versions["bucket", "k"] == [version]
 
 
 def test_a_folder_that_cannot_be_emptied_is_an_error_with_the_reason(

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,14 @@ LARGE_BYTES: Final = 1024 * 1024
 """From this size on, bodies are files."""
 
 _PIECE_BYTES: Final = 256 * 1024
+
+_CHANGES: Final = {
+    "_put_object": 1,
+    "_complete_multipart_upload": 1,
+    "_record_delete_marker": 1,
+    "_delete_object_version": 2,
+}
+"""Functions of MiniStack that change a key, and at which position they get it, after its bucket."""
 
 
 class _File:
@@ -280,6 +289,7 @@ def _patch_writing() -> None:
 
     s3._atomic_write = write
     _patch_swallowed_failures()
+    _patch_undoing()
 
 
 def _patch_swallowed_failures() -> None:
@@ -290,23 +300,96 @@ def _patch_swallowed_failures() -> None:
     """
     from ministack.services import s3
 
-    warn, delete_version = s3.logger.warning, s3._delete_object_version
+    warn, persist_displaced = s3.logger.warning, s3._persist_displaced_version
 
     def warning(message: str, *given: Any) -> None:
         if given and isinstance(given[-1], OSError):
-            raise given[-1]
+            try:
+                raise given[-1]
+            finally:
+                # Else the error would refer to itself by this frame, and a body stay on the disk.
+                del given
         warn(message, *given)
 
-    def delete(bucket: Any, name: str, key: str, version_id: str) -> Any:
-        versions = list(s3._object_versions.get((name, key)) or ())
-        try:
-            return delete_version(bucket, name, key, version_id)
-        except OSError:
-            # Else the client's next attempt would find no such version, which is a success.
-            s3._object_versions[name, key] = versions
-            raise
+    def displaced(*given: Any) -> None:
+        # Bytes that are lost already cannot be kept, and their key can be written again.
+        with contextlib.suppress(FileNotFoundError):
+            persist_displaced(*given)
 
-    s3.logger.warning, s3._delete_object_version = warning, delete
+    s3.logger.warning, s3._persist_displaced_version = warning, displaced
+
+
+def _patch_undoing() -> None:
+    """Leave a key in memory as it is on disk if a change of it fails.
+
+    Else a failed PUT would be found until the engine ends, by its sender's next attempt, too, and a
+    version whose DELETE failed would be gone, which its sender's next attempt takes for a success.
+    """
+    from ministack.services import s3
+
+    def undoing(change: Callable[..., Any], key_at: int) -> Any:
+        @functools.wraps(change)
+        def changed(*given: Any, **named: Any) -> Any:
+            before = _Key(*given[key_at - 1 : key_at + 1])
+            try:
+                return change(*given, **named)
+            except OSError:
+                before.restore()
+                raise
+
+        return changed
+
+    for name, key_at in _CHANGES.items():
+        setattr(s3, name, undoing(getattr(s3, name), key_at))
+
+
+class _Key:
+    """What MiniStack has in memory of a key, before a change of it."""
+
+    def __init__(self, bucket: str, key: str) -> None:
+        from ministack.services import s3
+
+        self._name = bucket, key
+        self._objects = (s3._buckets.get(bucket) or {"objects": {}})["objects"]
+        self._current = dict(self._objects[key]) if key in self._objects else None
+        self._versions = [dict(v) for v in s3._object_versions.get(self._name) or ()]
+        self._file = _identity_of(s3._object_disk_path(*self._name))
+
+    def restore(self) -> None:
+        """Go back to it, unless the bytes of the current version cannot be had any more."""
+        from ministack.services import s3
+
+        if self._versions:
+            s3._object_versions[self._name] = self._versions
+        else:
+            s3._object_versions.pop(self._name, None)
+        if not self._restore_file(s3):
+            return
+        key = self._name[1]
+        self._objects.pop(key, None)
+        if self._current is not None:
+            self._objects[key] = self._current
+
+    def _restore_file(self, s3: Any) -> bool:
+        path = s3._object_disk_path(*self._name)
+        if _identity_of(path) == self._file:
+            return True
+        if self._current is None:
+            # Its name may be a marker's, whose record is another file.
+            Path(path).unlink()
+            return True
+        kept = s3._version_disk_path(*self._name, self._current.get("version_id") or "null")
+        if Path(kept).is_file():
+            Path(kept).replace(path)
+            return True
+        return False
+
+
+def _identity_of(path: str) -> int | None:
+    """Tell a file from others of its name, which replace it and never change it; None: no file."""
+    with contextlib.suppress(FileNotFoundError):
+        return Path(path).stat().st_ino
+    return None
 
 
 def _link_or_copy(data: StoredBody, path: Path) -> None:
@@ -353,7 +436,8 @@ def _patch_joining(spool: Spool) -> None:
     joining: ContextVar[StoredBody | None] = ContextVar("joining_parts", default=None)
 
     def complete(bucket: str, key: str, body: bytes, query: Any, *rest: Any) -> Any:
-        upload = s3._multipart_uploads.get(s3._qp(query, "uploadId"))
+        upload_id = s3._qp(query, "uploadId")
+        upload = s3._multipart_uploads.get(upload_id)
         numbers = _part_numbers(body)
         if upload is None or not all(number in upload["parts"] for number in numbers):
             return complete_upload(bucket, key, body, query, *rest)
@@ -364,6 +448,10 @@ def _patch_joining(spool: Spool) -> None:
             for number, data in kept.items():
                 parts[number]["body"] = _PartOfLength(len(data), parts[number]["etag"])
             return complete_upload(bucket, key, body, query, *rest)
+        except OSError:
+            # So that it can be completed when the disk takes the object.
+            s3._multipart_uploads[upload_id] = upload
+            raise
         finally:
             joining.reset(outer)
             for number, data in kept.items():
