@@ -46,3 +46,8 @@ def __getattr__(name: str) -> object:
     from importlib import import_module
 
     return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    # For the completion of names in a terminal.
+    return [*globals(), *__all__]

@@ -137,3 +137,12 @@ def test_helpers_that_need_the_packages_of_masked_rounds_are_known() -> None:
             package = ".".join(path.parent.relative_to(ROOT).parts)
             imports = f"from {package}.{path.stem} import X", f"from {package} import {path.stem}"
             assert any(map(NEEDS_MASKING.search, imports)), path
+
+
+def test_public_names_are_listed_before_they_are_loaded() -> None:
+    """So a terminal completes them."""
+    listed = "import gradshard; print(set(gradshard.__all__) - set(dir(gradshard)))"
+    ran = subprocess.run([sys.executable, "-c", listed], check=True, capture_output=True, text=True)
+    assert ran.stdout.strip() == "set()"
+    for name in gradshard.__all__:
+        assert getattr(gradshard, name).__name__ == name
