@@ -176,6 +176,20 @@ class TestUploading:
         TicketRound(ticket).submit(TENSORS, 5)
         TicketRound(ticket).submit(TENSORS, 5)
 
+    def test_a_residual_is_kept_by_a_repetition_if_the_program_died_before(
+        self, store: ClientStore, keys: RoundKeys
+    ) -> None:
+        ticket = issue_ticket(store, keys, "a", expires=600, max_bytes=MAX_BYTES, codecs=("int8",))
+        update = {"w": np.linspace(-1, 1, 1000, dtype="f4")}
+        # It died when S3 had the update, and its residual was as before.
+        TicketRound(ticket).submit(update, 5, codec=Compression("int8", residual=Residual()))
+        residual = Residual()
+        norms = []
+        for _ in range(2):
+            TicketRound(ticket).submit(update, 5, codec=Compression("int8", residual=residual))
+            norms.append(residual.norm)
+        assert norms[0] == norms[1] > 0
+
     def test_another_update_is_rejected(
         self, ticket: Ticket, store: ClientStore, keys: RoundKeys
     ) -> None:

@@ -203,6 +203,8 @@ class Round(RoundAccess):
         with content_of(update, samples, training, metrics) as content:
             spec, ordered = self.prepare(client, content, partial=partial, codec=codec, mask=mask)
             if is_counted(self.store, self.keys, spec, client, ordered):
+                # Again, since the program may have died between sending it and this.
+                keep_residual(ordered)
                 return False
             replaces = differs(self.store, key, ordered)
             upload(self.store, key, ordered, progress, parallel=parallel)

@@ -90,6 +90,8 @@ class TicketRound(RoundAccess):
             padded = PaddedContent(content, ticket.padded_length(content.nbytes))
             upload = TicketUpload(self._requests, ticket, padded)
             if upload.is_done():
+                # Again, since the program may have died between sending it and this.
+                keep_residual(content)
                 return
             if self.has_ended():
                 raise RoundStateError(

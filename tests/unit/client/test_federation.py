@@ -14,6 +14,8 @@ from gradshard.client import round_opening
 from gradshard.client.executions import Execution
 from gradshard.client.federation import Federation
 from gradshard.client.round import Round
+from gradshard.updates.compression import Compression
+from gradshard.updates.residual import Residual
 from gradshard.updates.tensors import pack
 from gradshard.updates.upload_source import TensorContent
 from gradshard.utils import polling
@@ -360,6 +362,19 @@ class TestSubmitting:
             round_.submit("a", TENSORS, samples=4)
         with pytest.raises(RoundStateError, match="planned"):
             round_.submit("b", TENSORS, samples=3)
+
+    def test_a_residual_is_kept_by_a_repetition_if_the_program_died_before(
+        self, round_: Round, store: MemoryStore
+    ) -> None:
+        store.put_json(round_.keys.spec, OPENED | {"spec": SPEC | {"codecs": ["int8"]}})
+        update = {"w": np.linspace(-1, 1, 1000, dtype="f4")}
+        # It died when S3 had the update, and its residual was as before.
+        round_.submit("a", update, samples=3, codec=Compression("int8", residual=Residual()))
+        store.put_json(round_.keys.plan, plan_json({"a": store.etags[round_.keys.update("a")]}))
+        residual = Residual()
+        for _ in range(2):
+            round_.submit("a", update, samples=3, codec=Compression("int8", residual=residual))
+            assert residual.norm > 0
 
     def test_to_a_group_that_an_eager_round_still_awaits(
         self, round_: Round, store: MemoryStore
