@@ -1,4 +1,4 @@
-"""Pause a training that cannot go on, with the cause; end it if it is asked to stop."""
+"""Pause a training that cannot go on, with the cause; maybe end it if it is asked to stop."""
 
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -6,7 +6,13 @@ from typing import Any
 
 from gradshard_core.errors import plain_failure
 from gradshard_core.formats.object_keys import TrainingKeys
-from gradshard_core.records.training_state import RUNNING, STOP, TrainingState, change_state
+from gradshard_core.records.training_state import (
+    RUNNING,
+    STOP,
+    TrainingState,
+    change_state,
+    read_training_spec,
+)
 from gradshard_core.rounds.aws_requests import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.pause_or_end import paused, stopped
@@ -18,6 +24,8 @@ def pause_training(
     store: S3Store, name: str, *, run: int, error: str, cause: str
 ) -> dict[str, Any]:
     """Record why a training cannot go on, or end it if it is asked to stop; safe to repeat.
+
+    A buffered training pauses in any case; if it is asked to stop, it ends when it is resumed.
 
     Parameters
     ----------
@@ -37,18 +45,23 @@ def pause_training(
     """
     error, cause = plain_failure(error, cause)
     cause = f"{error}: {cause}"[:MAX_CAUSE]
+    keys = TrainingKeys(name)
+    spec = read_training_spec(store, keys)
 
     def change(state: TrainingState) -> TrainingState:
         if state.run != run or state.status != RUNNING:
             return state
         delete_dropped_keys(store, state)
-        if state.request == STOP:  # as when it is stopped later: its round is given up
+        # Which updates of a buffered training have counted, and which wait in vain, is found out
+        # when it is resumed, or stopped once more: it ends then.
+        if state.request == STOP and not (spec and spec.is_buffered):
+            # As when it is stopped later: its round is given up.
             after = replace(stopped(state), invitation=None)
         else:
             after = paused(state, cause)
         return dropping_keys(state, replace(after, changed_at=datetime.now(UTC).isoformat()))
 
-    state = change_state(store, TrainingKeys(name), change)
+    state = change_state(store, keys, change)
     delete_dropped_keys(store, state)
     if state.run == run:
         publish_if_stopped(store, name, state)
