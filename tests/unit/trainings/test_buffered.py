@@ -1028,6 +1028,34 @@ def test_a_training_whose_function_fails_for_good_ends_and_tells_when_it_goes_on
         assert verdict(machine, client, 1).endswith("'t' has ended: stopped: good enough")
 
 
+def test_a_training_whose_options_are_of_another_version_pauses_and_keeps_its_stop(
+    new_machine: NewMachine,
+) -> None:
+    """As after a deployment was taken back, until that version is deployed again."""
+    machine = new_machine({})
+    kept: dict[str, bytes] = {}
+
+    def ask(invitation: Invitation) -> None:
+        send_four(machine, invitation)
+        machine.training.stop("good enough")
+
+    def take_back(_: Invitation) -> None:
+        kept["spec"] = machine.store.objects[machine.keys.spec]
+        record = machine.store.get_json(machine.keys.spec)
+        record["spec"]["unheard_of"] = 1
+        machine.store.put_json(machine.keys.spec, record)
+
+    machine.before_round, machine.after_plan = ask, take_back
+    state = machine.start(**options())
+    assert (state.status, state.request) == ("paused", "stop")
+    assert "trainings/t/spec.json: JSON of another form" in (state.cause or "")
+    assert "Was another version of gradshard deployed?" in (state.cause or "")
+    machine.store.put_bytes(machine.keys.spec, kept["spec"])
+    machine.training.resume()
+    state = go_on(machine)
+    assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
+
+
 def test_a_training_of_the_name_of_a_removed_one_takes_none_of_its_updates(
     new_machine: NewMachine,
 ) -> None:

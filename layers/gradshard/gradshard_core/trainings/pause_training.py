@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
-from gradshard_core.errors import plain_failure
+from gradshard_core.errors import BrokenObjectError, is_by_deploying, plain_failure
 from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.records.training_state import (
     RUNNING,
@@ -18,6 +18,11 @@ from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.pause_or_end import paused, stopped
 from gradshard_core.trainings.record_round import delete_dropped_keys, dropping_keys
 from gradshard_core.trainings.training_events import publish_if_stopped
+
+_AFTER_DEPLOYING: Final = (
+    ". Was another version of gradshard deployed? Then resume the training, or deploy that version "
+    "again and resume it"
+)
 
 
 def pause_training(
@@ -44,9 +49,10 @@ def pause_training(
         ``status``, ``error`` and ``cause``, as the training has them now.
     """
     error, cause = plain_failure(error, cause)
-    cause = f"{error}: {cause}"[:MAX_CAUSE]
+    advice = _AFTER_DEPLOYING if is_by_deploying(error) else ""
+    cause = f"{error}: {cause}"[: MAX_CAUSE - len(advice)] + advice
     keys = TrainingKeys(name)
-    spec = read_training_spec(store, keys)
+    may_be_buffered = _may_be_buffered(store, keys)
 
     def change(state: TrainingState) -> TrainingState:
         if state.run != run or state.status != RUNNING:
@@ -54,7 +60,7 @@ def pause_training(
         delete_dropped_keys(store, state)
         # Which updates of a buffered training have counted, and which wait in vain, is found out
         # when it is resumed, or stopped once more: it ends then.
-        if state.request == STOP and not (spec and spec.is_buffered):
+        if state.request == STOP and not may_be_buffered:
             # As when it is stopped later: its round is given up.
             after = replace(stopped(state), invitation=None)
         else:
@@ -66,3 +72,12 @@ def pause_training(
     if state.run == run:
         publish_if_stopped(store, name, state)
     return {"training": name, "status": state.status, "error": error, "cause": state.cause or ""}
+
+
+def _may_be_buffered(store: S3Store, keys: TrainingKeys) -> bool:
+    """Return whether updates may wait in a training; not in one whose options were deleted."""
+    try:
+        spec = read_training_spec(store, keys)
+    except BrokenObjectError:
+        return True
+    return spec is not None and spec.is_buffered
