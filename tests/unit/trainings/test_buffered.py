@@ -24,7 +24,7 @@ from gradshard_core.trainings.next_round import training_round
 from tests import reference
 from tests.unit.trainings.buffered import BufferedMachine, LostError
 from tests.unit.trainings.deaths import watch_deaths
-from tests.unit.trainings.machine import MODEL, training_of
+from tests.unit.trainings.machine import MODEL, Killed, training_of
 
 PACES = {"ann": 3.0, "bo": 5.0, "cy": 11.0, "dan": 29.0, "eve": 47.0}
 """Seconds that clients train. They have no common multiples soon, so that no two arrive at once."""
@@ -1026,6 +1026,23 @@ def test_a_training_whose_function_fails_for_good_ends_and_tells_when_it_goes_on
     assert [verdict(machine, client, 1) for client in ("ann", "bo")] == ["counted"] * 2
     for client in ("cy", "dan"):
         assert verdict(machine, client, 1).endswith("'t' has ended: stopped: good enough")
+
+
+def test_those_who_wait_are_told_though_the_function_that_ends_the_training_dies_for_good(
+    new_machine: NewMachine,
+) -> None:
+    machine = new_machine({})
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    machine.patch.setattr(advancing, "reject_waiting_updates", die)
+    machine.before_round = lambda invitation: send_four(machine, invitation)
+    state = machine.start(**options(rounds=1))
+    assert (state.status, state.cause) == ("ended", "all 1 rounds have completed")
+    assert machine.ended == {"t": "Succeed"}
+    for client in ("cy", "dan"):
+        assert verdict(machine, client, 1).endswith("'t' has ended: all 1 rounds have completed")
 
 
 def test_a_training_whose_options_are_of_another_version_pauses_and_keeps_its_stop(

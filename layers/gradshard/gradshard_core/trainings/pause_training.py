@@ -7,6 +7,7 @@ from typing import Any, Final
 from gradshard_core.errors import BrokenObjectError, is_by_deploying, plain_failure
 from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.records.training_state import (
+    ENDED,
     RUNNING,
     STOP,
     TrainingState,
@@ -17,6 +18,7 @@ from gradshard_core.rounds.aws_requests import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.pause_or_end import paused, stopped
 from gradshard_core.trainings.record_round import delete_dropped_keys, dropping_keys
+from gradshard_core.trainings.stale_updates import reject_waiting_updates
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 _AFTER_DEPLOYING: Final = (
@@ -52,7 +54,11 @@ def pause_training(
     advice = _AFTER_DEPLOYING if is_by_deploying(error) else ""
     cause = f"{error}: {cause}"[: MAX_CAUSE - len(advice)] + advice
     keys = TrainingKeys(name)
-    may_be_buffered = _may_be_buffered(store, keys)
+    try:
+        spec = read_training_spec(store, keys)
+        may_be_buffered = spec is not None and spec.is_buffered
+    except BrokenObjectError:
+        spec, may_be_buffered = None, True
 
     def change(state: TrainingState) -> TrainingState:
         if state.run != run or state.status != RUNNING:
@@ -70,14 +76,8 @@ def pause_training(
     state = change_state(store, keys, change)
     delete_dropped_keys(store, state)
     if state.run == run:
+        if spec is not None and spec.is_buffered and state.status == ENDED:
+            # advance_training has ended it, and may have died before that.
+            reject_waiting_updates(store, keys, spec, state)
         publish_if_stopped(store, name, state)
     return {"training": name, "status": state.status, "error": error, "cause": state.cause or ""}
-
-
-def _may_be_buffered(store: S3Store, keys: TrainingKeys) -> bool:
-    """Return whether updates may wait in a training; not in one whose options were deleted."""
-    try:
-        spec = read_training_spec(store, keys)
-    except BrokenObjectError:
-        return True
-    return spec is not None and spec.is_buffered
