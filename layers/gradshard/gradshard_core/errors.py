@@ -1,7 +1,7 @@
 """The errors of gradshard. Their texts name the object, the wrong number, and what to do."""
 
 import json
-from typing import Self
+from typing import Final, Self
 
 
 class GradshardError(Exception):
@@ -150,3 +150,22 @@ def plain_failure(error: str, cause: str) -> tuple[str, str]:
     if not isinstance(wrapped, dict) or "errorMessage" not in wrapped:
         return error, cause
     return str(wrapped.get("errorType", error)), str(wrapped["errorMessage"])
+
+
+_OF_ANOTHER_VERSION: Final = {
+    "AttributeError",
+    "IndexError",
+    "KeyError",
+    "TypeError",
+    "ValueError",
+    BrokenObjectError.__name__,
+}
+
+
+def is_by_deploying(error: str) -> bool:
+    """Return whether an error may come from a deployment while a round or a training goes on.
+
+    Functions that are replaced run into Python's errors where the state machine, or the functions
+    before, gave them something else than they read.
+    """
+    return error in _OF_ANOTHER_VERSION

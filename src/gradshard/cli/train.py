@@ -39,7 +39,7 @@ from gradshard.cli.training_view import (
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize, shortened
 from gradshard_core.errors import TrainingFailed
-from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, TrainingState
+from gradshard_core.records.training_state import ENDED, PAUSED, RUNNING, STOP, TrainingState
 from gradshard_core.specs.option_kinds import REQUIRED
 from gradshard_core.specs.round_spec import OPTIONS as ROUND_OPTIONS
 from gradshard_core.specs.training_round_options import DECIDED
@@ -377,8 +377,10 @@ def resume(federation: "Federation", name: str) -> None:
 
     It continues from the current version of the model.
     """
-    federation.training(name).resume()
-    confirm(f"training {escape_terminal(name)} goes on")
+    state = federation.training(name).resume()
+    # A stop is not taken back.
+    what = "ends when its round has ended" if state.request == STOP else "goes on"
+    confirm(f"training {escape_terminal(name)} {what}")
 
 
 @train.command()

@@ -381,14 +381,15 @@ class Training:
         TrainingNotFoundError
             There is no such training.
         TrainingStateError
-            It has ended.
+            It has ended, or is to end when its round has ended.
         """
         return self._request(PAUSE, reason)
 
     def stop(self, reason: str, *, now: bool = False) -> TrainingState:
         """End the training when its current round has ended, or at once if none is under way.
 
-        It also ends if its execution was stopped; the round is then given up.
+        It also ends if its execution was stopped; the round is then given up. A buffered training
+        that has paused ends a moment later: before that, the updates that wait are rejected.
 
         Parameters
         ----------
@@ -437,18 +438,28 @@ class Training:
             raise SpecError(f"give a reason for the {request}; others can read it")
         asked = self.state()
         is_lost = asked.invitation is not None and self.lost_execution(asked) is not None
+        spec = read_training_spec(self._stack.store, self.keys) if request == STOP else None
 
         def change(state: TrainingState) -> TrainingState:
             if state.status == ENDED:
                 raise TrainingStateError(f"training {self.id!r} has ended: {state.cause}")
-            if state.status == PAUSED and request == STOP:
-                return replace(state, status=ENDED, cause=f"stopped: {reason}", invitation=None)
-            if state.status == PAUSED:
+            if state.status == PAUSED and request == STOP and not (spec and spec.is_buffered):
+                cause = f"stopped: {reason.strip()}"
+                return replace(state, status=ENDED, cause=cause, invitation=None)
+            if state.status == PAUSED and request == PAUSE:
                 return state
-            if state.invitation is None or (is_lost and state.run == asked.run):
-                # Its execution may wait for as long as a day before it looks, or has been stopped:
-                # another one does what is asked for.
-                state = replace(state, run=state.run + 1, first_step=state.step)
+            if request == PAUSE and state.request == STOP:
+                raise TrainingStateError(
+                    f"training {self.id!r} ends when its round has ended, as it was asked to: "
+                    f"{state.reason}; start another one to go on from its model"
+                )
+            is_over = state.status == PAUSED or state.invitation is None
+            if is_over or (is_lost and state.run == asked.run):
+                # Its execution has ended, may wait for as long as a day before it looks, or has
+                # been stopped: another one does what is asked for.
+                state = replace(
+                    state, status=RUNNING, cause=None, run=state.run + 1, first_step=state.step
+                )
             return requested(state, request, reason.strip())
 
         state = change_state(self._stack.store, self.keys, change)
@@ -459,7 +470,7 @@ class Training:
     def resume(self) -> TrainingState:
         """Let a training go on that has paused, or whose execution was stopped; safe to repeat.
 
-        A training that is to pause when its round has ended goes on, too.
+        A training that is to pause when its round has ended goes on, too. One that is to stop ends.
 
         Raises
         ------
@@ -479,6 +490,7 @@ class Training:
                 return replace(state, request=None, reason=None) if is_to_pause else state
             # Noise must not be taken out of a version by others: the training pauses at that.
             is_fixed = state.invitation or (state.tree and state.tree.live)
+            is_to_stop = state.request == STOP
             return replace(
                 state,
                 status=RUNNING,
@@ -488,8 +500,8 @@ class Training:
                 version=state.version if is_fixed else None,
                 failures=0,
                 cause=None,
-                request=None,
-                reason=None,
+                request=STOP if is_to_stop else None,
+                reason=state.reason if is_to_stop else None,
                 changed_at=datetime.now(UTC).isoformat(),
             )
 

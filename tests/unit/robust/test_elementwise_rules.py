@@ -122,6 +122,7 @@ def test_second_pass_of_bulyan_takes_the_mean_around_the_median(
         (0.2, 4, 0),
         (0.49, 100, 49),
         (0.299999, 10, 2),
+        (0.4499999999999999, 40, 17),  # the product would be rounded up
         (math.nextafter(0.5, 0), 10, 4),  # something is left
     ],
 )

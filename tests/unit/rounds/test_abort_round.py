@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from gradshard_core.errors import BrokenObjectError
@@ -30,6 +31,29 @@ def test_a_plan_of_another_version_is_said_to_be_one(machine: Machine) -> None:
     cause = machine.store.get_json(machine.keys.manifest)["cause"]
     assert cause == f"{failure.value}. {ADVICE}"
     assert "rounds/r/plan.json: JSON of another form than was written there: KeyError" in cause
+
+
+def test_a_round_with_an_option_of_another_version_is_aborted_and_says_so(
+    machine: Machine,
+) -> None:
+    """As after a deployment is taken back: the abort itself failed, and left the noise's key."""
+    machine.open(clients=["a", "b"], dp={"clip": 1.0, "noise_multiplier": 2.0, "delta": 1e-5})
+    for client in ("a", "b"):
+        machine.submit(client, {"w": np.ones(2, "f4")})
+    machine.plan(machine.turn(OPENED))
+    assert machine.store.head(machine.keys.noise_key) is not None
+    for key in (machine.keys.spec, machine.keys.plan):
+        record = machine.store.get_json(key)
+        stated = record["spec"] if key == machine.keys.spec else record["dp"]
+        stated["unheard_of"] = 1
+        machine.store.put_json(key, record)
+    with pytest.raises(BrokenObjectError) as failure:
+        machine.step("finalize_round")
+    answer = machine.step("abort_round", **wrapped(failure.value))
+    assert answer["cause"].startswith("rounds/r/plan.json: JSON of another form than was written")
+    assert answer["cause"].endswith(ADVICE)
+    assert machine.store.head(machine.keys.noise_key) is None
+    assert not machine.store.uploads
 
 
 def test_an_event_of_another_version_is_said_to_be_one(machine: Machine) -> None:

@@ -224,6 +224,36 @@ def test_round_of_a_taken_name_costs_nothing(private: Machine, terms: dict[str, 
     assert [entry.cost for entry in read_ledger(private.store, "m").entries] == [0.25, 0.0]
 
 
+def test_round_that_was_given_up_while_a_planning_was_killed_publishes_nothing(
+    private: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was refunded: its plan was not there. The planning dies before it looks for that."""
+    assert private.open(**APPLIED, dp=DP)["status"] == "opened"
+    for client in "abc":
+        private.collect(client, private.submit(client, {"w": np.ones(5, "f4")}))
+    outcome = private.turn(OPENED)
+    put = private.store.put_bytes
+
+    def give_up_and_die(key: str, body: bytes, **options: Any) -> bool:
+        if key != private.keys.plan:
+            return put(key, body, **options)
+        monkeypatch.setattr(private.store, "put_bytes", put)
+        private.step("abort_round", error="RoundLost", cause="it was lost")
+        put(key, body, **options)
+        raise Killed
+
+    monkeypatch.setattr(private.store, "put_bytes", give_up_and_die)
+    repeated = {"entered_at": "2026-01-01T00:01:00Z", "retries": 1, **outcome}
+    carried = {name: repeated[name] for name in ("entered_at", "retries", "reason", "attempt")}
+    with pytest.raises(Killed):
+        private.step("plan_round", **carried)
+    assert read_ledger(private.store, "m").spent == 0
+    for _ in range(2):
+        with pytest.raises(PlanError, match="'r' has ended: there is nothing to plan"):
+            private.step("plan_round", **carried)
+    assert not private.store.uploads
+
+
 def test_late_call_that_knows_other_options_refunds_no_round_that_was_opened(
     private: Machine,
 ) -> None:

@@ -33,7 +33,15 @@ from gradshard_core.trainings.start_training import start_training
 from tests import reference
 from tests.integration.by_hand import put_model
 from tests.unit.trainings.deaths import watch_deaths
-from tests.unit.trainings.machine import AGGREGATOR, MODEL, NAME, Machine, TaskError, training_of
+from tests.unit.trainings.machine import (
+    AGGREGATOR,
+    MODEL,
+    NAME,
+    Killed,
+    Machine,
+    TaskError,
+    training_of,
+)
 
 CLIENTS = ["ann", "bo", "cy"]
 
@@ -291,6 +299,38 @@ def test_a_round_by_others_that_comes_first_counts_as_no_round(machine: Machine)
     assert (state.status, state.completed, state.version) == ("ended", 3, 4)
 
 
+def test_a_round_by_others_that_comes_before_a_repetition_has_no_name_used_twice(
+    machine: Machine,
+) -> None:
+    """A round that was given up before it was opened has a manifest, and no spec."""
+
+    names = list[str]()
+
+    def disturb(invitation: Invitation) -> None:
+        names.append(invitation.round_id)
+        if invitation.round_id == "t-00002":
+            abort_round(machine.store, invitation.round_id, error="Cancelled", cause="by hand")
+            raise TaskError("States.TaskFailed", "by hand")
+        if invitation.round_id == "t-00002-again1":
+            complete_by_others(machine, invitation.round_id)
+
+    machine.before_round = disturb
+    assert machine.start(rounds=2, clients=CLIENTS, repeats=1).status == "paused"
+    state = machine.resume()
+    assert (state.status, state.completed) == ("ended", 2), state.cause
+    assert names == ["t-00001", "t-00002", "t-00002-again1", "t-00002-again2"]
+
+
+def test_the_name_of_a_round_that_was_given_up_before_it_was_opened_is_taken(
+    machine: Machine,
+) -> None:
+    abort_round(machine.store, "t-00002", error="Cancelled", cause="by hand")
+    state = machine.start(rounds=2, clients=CLIENTS, repeats=0)
+    assert (state.status, state.completed) == ("ended", 2), state.cause
+    names = [record["round_id"] for record in machine.training.records()]
+    assert names == ["t-00001", "t-00002-again1"]
+
+
 def test_a_training_of_the_name_of_a_removed_one_takes_none_of_its_rounds(
     machine: Machine,
 ) -> None:
@@ -539,6 +579,39 @@ def test_a_resumed_training_does_not_pause_though_it_was_to(machine: Machine) ->
     assert (state.status, state.completed, state.cause) == ("ended", 2, "stopped: enough")
 
 
+def test_a_training_that_is_asked_to_stop_cannot_be_paused_instead(machine: Machine) -> None:
+    """It would go on when it is resumed, and the stop would be forgotten."""
+
+    def ask(_: Invitation) -> None:
+        machine.training.stop("enough")
+        with pytest.raises(
+            TrainingStateError, match="'t' ends when its round has ended, as it was"
+        ):
+            machine.training.pause("later")
+
+    machine.stack.trainings.executions[NAME] = Execution("RUNNING", {}, "", "")
+    machine.before_round = ask
+    state = machine.start(rounds=9, clients=CLIENTS)
+    assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: enough")
+
+
+def test_a_stop_is_kept_though_the_execution_is_stopped_by_hand_and_resumed(
+    machine: Machine,
+) -> None:
+    def stop_execution(_: Invitation) -> None:
+        machine.training.stop("enough")
+        raise StoppedByHandError
+
+    machine.stack.trainings.executions[NAME] = Execution("RUNNING", {}, "", "")
+    machine.before_round = stop_execution
+    with pytest.raises(StoppedByHandError):
+        machine.start(rounds=9, clients=CLIENTS)
+    machine.stack.trainings.executions[NAME] = Execution("ABORTED", {}, "", "by hand")
+    machine.before_round = lambda _: None
+    state = machine.resume()
+    assert (state.status, state.completed, state.cause) == ("ended", 0, "stopped: enough")
+
+
 def test_a_request_to_a_training_takes_effect_though_its_execution_may_not_be_looked_at(
     machine: Machine,
 ) -> None:
@@ -746,6 +819,29 @@ def test_two_trainings_of_one_model_are_told_of_each_other(machine: Machine) -> 
         machine._call("StartTrainingFunction", event)
     machine.training.stop("make room")
     assert machine._call("StartTrainingFunction", event)["run"] == 1
+
+
+def test_a_training_that_is_starting_again_keeps_its_model_as_a_new_one(
+    machine: Machine,
+) -> None:
+    """The model's record is that of the training of this name that was removed."""
+    machine.start(rounds=1, clients=CLIENTS)
+    machine.training.remove()
+    fields = {"rounds": 1, "clients": ["a"], "round": {"server_optimizer": "fedavg"}}
+    put = machine.store.put_json
+
+    def die_before_state(key: str, *given: Any, **others: Any) -> Any:
+        if key == machine.keys.state:
+            raise Killed
+        return put(key, *given, **others)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine.store, "put_json", die_before_state)
+        with pytest.raises(Killed):
+            start_training(machine.store, NAME, fields, started="2026-06-01T00:00:00Z")
+    with pytest.raises(TrainingStateError, match="is that of training 't', which is starting"):
+        start_training(machine.store, "u", fields, started="2026-06-01T00:00:01Z")
+    assert start_training(machine.store, NAME, fields, started="2026-06-01T00:00:00Z")["run"] == 1
 
 
 def test_a_training_that_is_starting_keeps_its_model_for_a_quarter_of_an_hour(

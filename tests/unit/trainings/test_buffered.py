@@ -1,5 +1,6 @@
 """Buffered trainings from their start to their end: the bits of FedBuff, whatever happens."""
 
+import json
 import math
 import random
 from collections import Counter
@@ -15,14 +16,15 @@ import pytest
 from gradshard.client.model import Model
 from gradshard.client.round_status import StatusPoller
 from gradshard_core.formats.object_keys import RoundKeys
-from gradshard_core.records.training_state import Invitation
+from gradshard_core.records.training_state import Invitation, TrainingState
+from gradshard_core.rounds import aws_requests
 from gradshard_core.trainings import advance_training as advancing
 from gradshard_core.trainings import training_cost
 from gradshard_core.trainings.next_round import training_round
 from tests import reference
 from tests.unit.trainings.buffered import BufferedMachine, LostError
 from tests.unit.trainings.deaths import watch_deaths
-from tests.unit.trainings.machine import MODEL, training_of
+from tests.unit.trainings.machine import MODEL, Killed, training_of
 
 PACES = {"ann": 3.0, "bo": 5.0, "cy": 11.0, "dan": 29.0, "eve": 47.0}
 """Seconds that clients train. They have no common multiples soon, so that no two arrive at once."""
@@ -957,6 +959,118 @@ def test_an_operator_pauses_resumes_and_stops(new_machine: NewMachine) -> None:
     state = machine.resume()
     assert (state.status, state.completed, state.cause) == ("ended", 4, "stopped: good enough")
     assert bits(machine) == bits(undisturbed)
+
+
+def go_on(machine: BufferedMachine) -> TrainingState:
+    """Run the execution that an operator's request has started."""
+    [*_, payload] = machine.stack.trainings.started
+    machine.execute(machine.keys.execution(machine.state.run), json.loads(payload))
+    return machine.state
+
+
+def send_four(machine: BufferedMachine, invitation: Invitation) -> None:
+    """Send two updates more than a version takes."""
+    for client in ("ann", "bo", "cy", "dan"):
+        machine.collect(client, invitation.version, machine.send(client, invitation))
+
+
+@pytest.mark.parametrize("is_resumed", [False, True])
+def test_updates_that_wait_in_a_paused_training_are_told_when_it_is_stopped(
+    new_machine: NewMachine, *, is_resumed: bool
+) -> None:
+    machine, told = new_machine({}), list[str]()
+
+    def ask(invitation: Invitation) -> None:
+        send_four(machine, invitation)
+        if invitation.number == 2:
+            machine.training.pause("maintenance")
+
+    machine.patch.setattr(aws_requests, "publish", lambda event, _: told.append(event))
+    machine.before_round = ask
+    assert machine.start(**options()).status == "paused"
+    # First come those of version 1 that had to wait.
+    assert [update.version for update in machine.training.waiting()] == [2, 2, 2, 2]
+    if is_resumed:
+        machine.training.resume()  # from the version that it is to find there
+    machine.training.stop("good enough")
+    state = go_on(machine)
+    assert (state.status, state.completed, state.cause) == ("ended", 2, "stopped: good enough")
+    for client in ("ann", "bo", "cy", "dan"):
+        assert verdict(machine, client, 1) == "counted"
+        assert verdict(machine, client, 2).endswith("'t' has ended: stopped: good enough")
+    assert told[-2:] == ["TrainingPaused", "TrainingEnded"]
+
+
+@pytest.mark.parametrize("request_", ["stop", "resume"])
+def test_a_training_whose_function_fails_for_good_ends_and_tells_when_it_goes_on(
+    new_machine: NewMachine, request_: str
+) -> None:
+    """Its round has completed, which nobody has recorded: two of its updates have counted."""
+    machine = new_machine({})
+
+    def ask(invitation: Invitation) -> None:
+        send_four(machine, invitation)
+        machine.training.stop("good enough")
+        machine.kill = {"AdvanceTrainingFunction": [{0}] * 4}
+
+    machine.before_round = ask
+    state = machine.start(**options())
+    assert (state.status, state.request) == ("paused", "stop")
+    machine.kill = {}
+    if request_ == "stop":
+        machine.training.stop("good enough")
+    else:
+        machine.training.resume()
+    state = go_on(machine)
+    assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
+    assert [verdict(machine, client, 1) for client in ("ann", "bo")] == ["counted"] * 2
+    for client in ("cy", "dan"):
+        assert verdict(machine, client, 1).endswith("'t' has ended: stopped: good enough")
+
+
+def test_those_who_wait_are_told_though_the_function_that_ends_the_training_dies_for_good(
+    new_machine: NewMachine,
+) -> None:
+    machine = new_machine({})
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    machine.patch.setattr(advancing, "reject_waiting_updates", die)
+    machine.before_round = lambda invitation: send_four(machine, invitation)
+    state = machine.start(**options(rounds=1))
+    assert (state.status, state.cause) == ("ended", "all 1 rounds have completed")
+    assert machine.ended == {"t": "Succeed"}
+    for client in ("cy", "dan"):
+        assert verdict(machine, client, 1).endswith("'t' has ended: all 1 rounds have completed")
+
+
+def test_a_training_whose_options_are_of_another_version_pauses_and_keeps_its_stop(
+    new_machine: NewMachine,
+) -> None:
+    """As after a deployment was taken back, until that version is deployed again."""
+    machine = new_machine({})
+    kept: dict[str, bytes] = {}
+
+    def ask(invitation: Invitation) -> None:
+        send_four(machine, invitation)
+        machine.training.stop("good enough")
+
+    def take_back(_: Invitation) -> None:
+        kept["spec"] = machine.store.objects[machine.keys.spec]
+        record = machine.store.get_json(machine.keys.spec)
+        record["spec"]["unheard_of"] = 1
+        machine.store.put_json(machine.keys.spec, record)
+
+    machine.before_round, machine.after_plan = ask, take_back
+    state = machine.start(**options())
+    assert (state.status, state.request) == ("paused", "stop")
+    assert "trainings/t/spec.json: JSON of another form" in (state.cause or "")
+    assert "Was another version of gradshard deployed?" in (state.cause or "")
+    machine.store.put_bytes(machine.keys.spec, kept["spec"])
+    machine.training.resume()
+    state = go_on(machine)
+    assert (state.status, state.completed, state.cause) == ("ended", 1, "stopped: good enough")
 
 
 def test_a_training_of_the_name_of_a_removed_one_takes_none_of_its_updates(

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from gradshard_core.errors import BrokenObjectError
+from gradshard_core.errors import BrokenObjectError, SpecError
 
 T = TypeVar("T")
 
@@ -28,7 +28,8 @@ def decode(key: str, body: bytes, read: Callable[[Any], T]) -> T:
         raise BrokenObjectError(f"{key}: {len(body)} bytes that are no JSON: {error}") from None
     try:
         return read(value)
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
+    # SpecError: an option of another version, as after a deployment was taken back.
+    except (AttributeError, LookupError, SpecError, TypeError, ValueError) as error:
         raise BrokenObjectError(
             f"{key}: JSON of another form than was written there: {type(error).__name__}: {error}"
         ) from error

@@ -128,10 +128,11 @@ class TrimmedMean(_WholeColumns):
 def cut_of(beta: float, inputs: int) -> int:
     """Return how many of the smallest, and of the largest, a trimmed mean leaves out.
 
-    It is ⌊βN⌋ as by hand. The nearest float to k / N may be below it, and a product with N is
-    rounded: 0.29 · 100 would be 28.999999999999996. The next larger float is not below k / N.
+    It is ⌊βN⌋ as by hand: the largest k for which the float k / N is at most β. A product is
+    rounded: 0.29 · 100 would be 28.999999999999996.
     """
-    return min((inputs - 1) // 2, int(math.nextafter(beta, 1) * inputs))
+    nearest = round(beta * inputs)
+    return min((inputs - 1) // 2, nearest - (nearest / inputs > beta))
 
 
 @dataclass

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.server_optimizers import ServerOptimizer
-from gradshard_core.errors import BrokenObjectError, SpecError, plain_failure
+from gradshard_core.errors import BrokenObjectError, SpecError, is_by_deploying, plain_failure
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.output_objects import next_model_keys
 from gradshard_core.planning.plan import Plan
@@ -19,10 +19,6 @@ from gradshard_core.rounds import aws_requests
 from gradshard_core.rounds.manifest_json import failed_manifest
 from gradshard_core.rounds.waiting_record import end_waiting
 from gradshard_core.s3.store import S3Store
-
-_UNFORESEEN: Final = {"AttributeError", "IndexError", "KeyError", "TypeError", "ValueError"}
-"""Errors of Python's. Functions that are replaced during a round run into them where the state
-machine or the functions before gave them something else."""
 
 _AFTER_DEPLOYING: Final = (
     ". Was another version of gradshard deployed during the round? Then run the round again"
@@ -98,11 +94,12 @@ def abort_round(
 def _plain(error: str, cause: str, task: Mapping[str, int] | None) -> tuple[str, str]:
     """Return an error and its cause without JSON, not longer than AWS takes."""
     error, cause = plain_failure(error, cause)
-    if error in _UNFORESEEN:
-        cause = f"{error}: {cause}"
+    may_be_by_deploying = is_by_deploying(error)
+    if may_be_by_deploying and error != BrokenObjectError.__name__:
+        cause = f"{error}: {cause}"  # of Python's: KeyError's text is a name alone
     if task is not None:
         cause = f"task {task['number']} of level {task['level']}: {cause}"
-    advice = _AFTER_DEPLOYING if error in {*_UNFORESEEN, BrokenObjectError.__name__} else ""
+    advice = _AFTER_DEPLOYING if may_be_by_deploying else ""
     return error, cause[: aws_requests.MAX_CAUSE - len(advice)] + advice
 
 

@@ -7,7 +7,8 @@ from gradshard_core.errors import PlanError, StoreError
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_json import plan_to_json
-from gradshard_core.records.plan_and_manifest import piece_writer, read_plan
+from gradshard_core.records.manifest_status import FAILED
+from gradshard_core.records.plan_and_manifest import piece_writer, read_manifest, read_plan
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds.eager_stages import next_stage
 from gradshard_core.rounds.first_plan import first_plan, plan_surveyed
@@ -64,6 +65,11 @@ def plan_round(
     head = store.head(keys.plan)
     previous = read_plan(store, keys) if head else None
     if previous is not None and _answers(previous, request):
+        # The call that wrote the plan may have died before it looked: abort_round, which saw no
+        # plan, has refunded a private round.
+        ended = read_manifest(store, keys)
+        if ended is not None and ended["status"] == FAILED:
+            raise _given_up(store, keys, previous)
         opened = read_spec(store, keys)
         spec = opened and opened[0]
         _tell_rejected(store, keys, spec, previous, None)
@@ -85,9 +91,14 @@ def plan_round(
     # abort_round writes the manifest and then looks for uploads. Here it is the other way round, so
     # that whichever function comes later sees what the other one did.
     if store.head(keys.manifest) is not None:
-        _abort_uploads(store, plan)
-        raise PlanError(f"round {round_id!r} has ended: there is nothing to plan")
+        raise _given_up(store, keys, plan)
     return _hand_out(store, keys, context.spec, plan, request, aggregator, keeper)
+
+
+def _given_up(store: S3Store, keys: RoundKeys, plan: Plan) -> PlanError:
+    """Abort the uploads of a plan that was written too late; return the error that says so."""
+    _abort_uploads(store, plan)
+    return PlanError(f"round {keys.round_id!r} has ended: there is nothing to plan")
 
 
 def _tell_rejected(

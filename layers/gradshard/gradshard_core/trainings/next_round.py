@@ -102,11 +102,12 @@ def _with_free_name(
     """Return the state with a repetition of the next round that no round has the name of.
 
     Others may have opened such a round, or an earlier training of the same name, which was removed.
+    A round that was given up before it was opened has a manifest alone.
     """
     repetition = state.repetition
     while True:
-        name = keys.round_id(number, repetition, is_evaluation=is_evaluation)
-        if store.head(RoundKeys(name).spec) is None:
+        round_ = RoundKeys(keys.round_id(number, repetition, is_evaluation=is_evaluation))
+        if store.head(round_.spec) is None and store.head(round_.manifest) is None:
             return replace(state, repetition=repetition)
         repetition += 1
 

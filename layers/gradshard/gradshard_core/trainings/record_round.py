@@ -83,7 +83,7 @@ def _after_version(
     made = outcome.version
     if made is None:
         return paused(
-            after,
+            replace(after, repetition=invitation.repetition),
             f"round {invitation.round_id!r} made no version of model "
             f"{spec.server_optimizer.model!r}: others opened a round of that name just before the "
             "training did. Resume the training to go on with a round of another name",

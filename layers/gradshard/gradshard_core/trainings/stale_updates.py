@@ -5,6 +5,7 @@ from functools import partial
 
 from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
 from gradshard_core.planning.plan_parts import Rejection
+from gradshard_core.records import model_registry
 from gradshard_core.records.inbox import list_uncounted
 from gradshard_core.records.training_state import ENDED, TrainingState
 from gradshard_core.rounds.rejections import reject_all
@@ -60,7 +61,8 @@ def reject_waiting_updates(
     state
         As it is written. A late call may want to end a training that goes on.
     """
-    newest = max(state.oldest_version(spec.staleness), state.version or 0)
+    # The state names none if the training was resumed and has ended before it looked.
+    newest = model_registry.read_current(store, spec.server_optimizer.model).number
     versions = range(state.settled_before, newest + 1)
     _reject(store, keys, state, versions, f"has ended: {state.cause}")
 

@@ -107,22 +107,28 @@ def _take_model(store: S3Store, model: str, name: str, started: str) -> None:
         taken = store.get_json(key)
         if head is None or taken is None:
             continue
-        other = taken["training"]
-        if other == name:
+        if taken == record:
             return
-        state = read_state(store, TrainingKeys(other))
-        if state is not None and state.status != ENDED:
-            raise TrainingStateError(
-                f"model {model!r} is that of training {other!r}, which is {state.status}: stop "
-                "that one first (gradshard train stop), or train another model"
-            )
-        if state is None and _seconds_between(taken["started_at"], started) < STARTING_SECONDS:
-            raise TrainingStateError(
-                f"model {model!r} is that of training {other!r}, which is starting: stop that one "
-                "first (gradshard train stop), or train another model"
-            )
+        if taken["training"] != name:  # else of one of this name, which was removed
+            _check_ended(store, model, taken, started)
         if store.put_json(key, record, replaces=head.etag):
             return
+
+
+def _check_ended(store: S3Store, model: str, taken: Mapping[str, Any], started: str) -> None:
+    """Check that the training which has taken a model has ended, or has failed to start."""
+    other = taken["training"]
+    state = read_state(store, TrainingKeys(other))
+    if state is not None and state.status != ENDED:
+        raise TrainingStateError(
+            f"model {model!r} is that of training {other!r}, which is {state.status}: stop "
+            "that one first (gradshard train stop), or train another model"
+        )
+    if state is None and _seconds_between(taken["started_at"], started) < STARTING_SECONDS:
+        raise TrainingStateError(
+            f"model {model!r} is that of training {other!r}, which is starting: stop that one "
+            "first (gradshard train stop), or train another model"
+        )
 
 
 def _seconds_between(earlier: str, later: str) -> float:

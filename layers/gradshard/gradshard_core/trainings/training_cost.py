@@ -37,10 +37,10 @@ HEADERS_AT_ONCE: Final = 16
 ADVANCE_PUTS: Final = 2
 """State and record. To these come the list of members, and pieces of long lists."""
 
-ADVANCE_GETS: Final = 11
-"""Spec, state twice, manifest, plan, whether the next round's name is free, and the records of the
-model. To these comes the header of
-each update, or what tasks have read of many; and pieces of long lists."""
+ADVANCE_GETS: Final = 12
+"""Spec, state twice, manifest, plan, two to see that the next round's name is free, and the records
+of the model. To these comes the header of each update, or what tasks have read of many; and pieces
+of long lists."""
 
 LISTS_READ: Final = 4
 LISTS_WRITTEN: Final = 3
