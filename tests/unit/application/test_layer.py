@@ -87,7 +87,7 @@ def test_every_import_of_a_function_is_there_on_lambda(function: Path) -> None:
     of_trainings = function.name.endswith("_training") or function.name == "write_notices"
     folder = "trainings" if of_trainings else "rounds"
     if "keeper" in function.relative_to(ROOT).parts:
-        folder = "keeper"
+        folder = "mask_keeper"
         pytest.importorskip("pyhpke", reason="the packages of masked rounds are not installed")
     assert f"gradshard_core.{folder}.{function.name}" in modules
     distributions = installed()
