@@ -30,12 +30,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
-from gradshard_core.records.inbox import (
-    UncountedUpdate,
-    count_rejected,
-    list_inboxes,
-    list_waiting,
-)
+from gradshard_core.records.inbox import UncountedUpdate, count_rejected, list_inboxes, list_waiting
 from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.plan_and_manifest import read_record
 from gradshard_core.records.training_state import (

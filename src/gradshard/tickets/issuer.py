@@ -63,7 +63,7 @@ def issue_ticket(
     expires
         Seconds from now.
     max_bytes, min_bytes, layout, allow_nonfinite, codecs, model, agreement
-        As in ``ticket_json.build_ticket``. An agreement needs the layout.
+        As in ``ticket_urls.build_ticket``. An agreement needs the layout.
     single_put_bytes
         The largest update that is sent in one PUT.
 

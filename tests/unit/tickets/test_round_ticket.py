@@ -20,11 +20,7 @@ from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.tickets import ticket_file
-from gradshard.tickets.issuer import (
-    FIRST_PART_STEPS,
-    issue_part_urls,
-    issue_ticket,
-)
+from gradshard.tickets.issuer import FIRST_PART_STEPS, issue_part_urls, issue_ticket
 from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.ticket_file import TicketFile

@@ -13,7 +13,6 @@ from typing import Final
 
 MAX_EVENTS: Final = 25_000
 
-
 STAGES: Final = 48
 """An eager round with more groups than this plans several of them in each stage."""
 

@@ -39,8 +39,8 @@ ADVANCE_PUTS: Final = 2
 
 ADVANCE_GETS: Final = 11
 """Spec, state twice, manifest, plan, whether the next round's name is free, and the records of the
-model. To these comes the header of
-each update, or what tasks have read of many; and pieces of long lists."""
+model. To these comes the header of each update, or what tasks have read of many; and pieces of long
+lists."""
 
 LISTS_READ: Final = 4
 LISTS_WRITTEN: Final = 3
@@ -51,7 +51,6 @@ LISTS_WRITTEN: Final = 3
 NOTICES_GB_SECONDS: Final = 0.25 * 0.1
 NOTICES_PUTS: Final = 1
 """The list of notices, which costs as much as a PUT."""
-
 
 ARRIVAL_GETS: Final = 11
 """Of collect_update for an update of a buffered training, beyond one of a round: options and state
