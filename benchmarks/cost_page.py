@@ -12,7 +12,6 @@ from gradshard.utils.text import format_size
 from gradshard_core.costs import (
     assumed_speeds,
     aws_prices,
-    client_transfers,
     request_counts,
     round_cost,
 )
@@ -24,6 +23,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.limits import aws_limits
 from gradshard_core.limits.aws_limits import MB_PER_VCPU
 from gradshard_core.planning import shard_count
+from gradshard_core.s3 import client_transfers
 from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 

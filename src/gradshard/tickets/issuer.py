@@ -17,12 +17,12 @@ from gradshard.tickets.upload_parts import (
     PartUrls,
     cut,
 )
-from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.presigned_urls import add_url
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records.ticket_urls import build_ticket
+from gradshard_core.s3.client_transfers import SINGLE_PUT_BYTES
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.units import MIB
 

@@ -14,8 +14,8 @@ from gradshard.updates import uploads
 from gradshard.updates.upload_source import FileContent, TensorContent, check_samples
 from gradshard.updates.uploads import checksum_of, upload
 from gradshard.utils.crc64 import crc64_text
-from gradshard_core.costs import client_transfers
 from gradshard_core.errors import StoreError, UpdateError
+from gradshard_core.s3 import client_transfers
 from tests.unit.fakes import MemoryStore
 
 KEY = "rounds/r/updates/a.safetensors"
