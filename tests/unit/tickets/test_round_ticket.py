@@ -20,12 +20,18 @@ from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.tickets import ticket_file
-from gradshard.tickets.issuer import FIRST_PART_STEPS, issue_part_urls, issue_ticket
+from gradshard.tickets.issuer import issue_ticket
 from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.training_ticket import TrainingTicket
-from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES, PartUrls, parse_part_list
+from gradshard.tickets.upload_parts import (
+    FIRST_PART_STEPS,
+    MAX_UPDATE_BYTES,
+    PartUrls,
+    issue_part_urls,
+    parse_part_list,
+)
 from gradshard.updates.upload_source import PaddedContent, TensorContent
 from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError
