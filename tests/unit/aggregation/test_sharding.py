@@ -1,10 +1,14 @@
 """Shards: consecutive byte ranges that end between elements."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshard_core.aggregation import sharding
+from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.tensor_layout import Layout, Span
+from gradshard_core.planning import shard_count
+from tests import reference
 
 
 @given(
@@ -32,3 +36,13 @@ def test_a_partial_sum_is_as_wide_as_its_accumulators() -> None:
     # 50 in four bytes, 7 in eight, 2 in eight.
     assert sharding.sums_bytes(spans, 0, 123) == 200 + 56 + 16
     assert sharding.sums_bytes(spans, 98, 102) == 4 + 16
+
+
+def test_shards_cover_the_layout() -> None:
+    spans = parse_header(
+        (blob := reference.encode({"w": np.zeros(1000, "f4")}))[8:-4000], len(blob)
+    ).layout.spans
+    shards = sharding.cut_shards(spans, 4000, 3)
+    assert [shard.number for shard in shards] == [0, 1, 2]
+    assert (shards[0].start, shards[-1].end) == (0, 4000)
+    assert shard_count.max_shards(4000) == 1
