@@ -32,12 +32,12 @@ from gradshard.tickets.upload_parts import (
     issue_part_urls,
     parse_part_list,
 )
-from gradshard.updates.upload_source import PaddedContent, TensorContent
+from gradshard.updates.upload_source import TensorContent
 from gradshard.verification.verification_ticket import VerificationTicket
-from gradshard_core.errors import TicketError, UpdateError
-from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, parse_header
+from gradshard_core.errors import TicketError
+from gradshard_core.formats.headers import MAX_HEADER_BYTES
 from gradshard_core.formats.object_keys import RoundKeys
-from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
+from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.limits.aws_limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
 from gradshard_core.records.ticket_urls import MAX_LENGTHS, signed_lengths
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
@@ -351,35 +351,6 @@ class Signing(ClientStore):
 
     def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
         return "complete"
-
-
-TENSORS: dict[str, Any] = {"w": np.arange(100, dtype="f4"), "n": np.int64(3)}
-
-
-class TestPadded:
-    @pytest.mark.parametrize("more", [0, 1, 7, 8, 1000])
-    def test_is_the_same_update(self, more: int) -> None:
-        content = TensorContent(TENSORS, 5)
-        padded = PaddedContent(content, content.nbytes + more)
-        whole = padded.read(0, padded.nbytes)
-        assert len(whole) == content.nbytes + more
-        end = PREFIX_BYTES + header_length(whole[:PREFIX_BYTES], len(whole))
-        header = parse_header(whole[PREFIX_BYTES:end], len(whole))
-        assert (header.layout, header.metadata) == (content.layout, {"num_samples": "5"})
-        assert whole[end:] == content.read(content.nbytes - content.layout.nbytes, content.nbytes)
-
-    def test_any_range_can_be_read(self) -> None:
-        content = TensorContent(TENSORS, 5)
-        padded = PaddedContent(content, content.nbytes + 333)
-        whole = padded.read(0, padded.nbytes)
-        for start in range(0, padded.nbytes, 61):
-            for end in (start + 1, start + 300, padded.nbytes):
-                assert padded.read(start, min(end, padded.nbytes)) == whole[start:end]
-
-    def test_rejects_a_length_that_needs_a_header_over_the_limit(self) -> None:
-        content = TensorContent(TENSORS, 5)
-        with pytest.raises(UpdateError, match="leaves no room for the 16777216"):
-            PaddedContent(content, content.nbytes + MAX_HEADER_BYTES)
 
 
 class TestFile:
