@@ -9,12 +9,7 @@ from benchmarks.cost_text import PAPER, format_table
 from gradshard.papers import SYSTEMS, claims, published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.costs import (
-    assumed_speeds,
-    aws_prices,
-    request_counts,
-    round_cost,
-)
+from gradshard_core.costs import assumed_speeds, aws_prices, request_counts, round_cost
 from gradshard_core.costs.bandwidth_model import BURST
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.costs.round_projection import Projection
