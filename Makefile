@@ -9,7 +9,7 @@ BIN := .venv/bin
 UV_COMPILE := $(BIN)/uv pip compile --quiet --python-version 3.13 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --no-header --no-annotate
 
-.PHONY: help setup format lint lint-templates check check-style check-units-first check-units-others coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve demo demo-masked deploy requirements clean
+.PHONY: help setup format lint lint-templates check check-style check-units-first check-units-others coverage audit build build-arm64 build-x86_64 test test-client test-torch test-browser test-flower test-exports test-privacy test-second test-ceph fuzz bench bench-transfers docs docs-serve demo demo-masked deploy requirements clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list

@@ -65,7 +65,6 @@ Resources:
 
 Json = dict[str, Any]
 
-
 CASES: Final = (
     Case(4, 1024),
     *(Case(4, 1024, codec) for codec in CODECS),

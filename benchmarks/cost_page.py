@@ -9,13 +9,7 @@ from benchmarks.cost_text import PAPER, format_table
 from gradshard.papers import SYSTEMS, claims, published_figures
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.costs import (
-    assumed_speeds,
-    aws_prices,
-    client_transfers,
-    request_counts,
-    round_cost,
-)
+from gradshard_core.costs import assumed_speeds, aws_prices, request_counts, round_cost
 from gradshard_core.costs.bandwidth_model import BURST
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.costs.round_projection import Projection
@@ -24,6 +18,7 @@ from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.limits import aws_limits
 from gradshard_core.limits.aws_limits import MB_PER_VCPU
 from gradshard_core.planning import shard_count
+from gradshard_core.s3 import client_transfers
 from gradshard_core.specs.round_spec_checks import parse_spec
 from gradshard_core.units import MIB
 

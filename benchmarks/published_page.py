@@ -11,10 +11,11 @@ from gradshard.papers import SYSTEMS, claims, published_figures, published_syste
 from gradshard.papers.claims import BANDWIDTHS, VARIANTS
 from gradshard.papers.estimate import PUBLISHED, TITLES, Estimate, Setting
 from gradshard.utils.text import format_size
-from gradshard_core.costs import assumed_speeds, aws_prices, client_transfers
+from gradshard_core.costs import assumed_speeds, aws_prices
 from gradshard_core.costs.bandwidth_model import BURST, Bandwidth
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.limits import aws_limits
+from gradshard_core.s3 import client_transfers
 from gradshard_core.units import MIB
 
 COLUMNS: Final[tuple[claims.Column, ...]] = ("full", "total")

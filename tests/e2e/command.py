@@ -34,7 +34,6 @@ sys.exit(code[0] if code else 1)
 """
 """What runs in the command's place, in its environment and folder, and with its files."""
 
-
 SERVERS: list["subprocess.Popen[bytes]"] = []
 """The process that serves calls. Its input stays open as long as this process runs."""
 

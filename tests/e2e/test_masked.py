@@ -18,14 +18,7 @@ from gradshard_core.errors import TicketError, UpdateError
 from gradshard_core.mask_keeper.records import PRIVATE_KEY
 from tests import masked
 from tests.e2e.deployed import Deployed, until
-from tests.e2e.masking import (
-    SECONDS,
-    identities,
-    masked_round,
-    samples_of,
-    terms_of,
-    update_of,
-)
+from tests.e2e.masking import SECONDS, identities, masked_round, samples_of, terms_of, update_of
 from tests.e2e.test_client_policy import TRUST
 from tests.e2e.test_training_tickets import without_credentials
 

@@ -24,13 +24,7 @@ from gradshard_core.errors import RoundFailed
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger
 from tests import compressed, reference
-from tests.flower.clients import (
-    DirectGrid,
-    Model,
-    client_app,
-    model_of,
-    record_of,
-)
+from tests.flower.clients import DirectGrid, Model, client_app, model_of, record_of
 
 if "AWS_ENDPOINT_URL" not in os.environ:
     pytest.skip("no local engine: `make test-flower`", allow_module_level=True)

@@ -67,14 +67,14 @@ import sys
 from gradshard_core.errors import PlanError
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.specs.round_spec_checks import parse_spec
-from gradshard_core.rounds import admission
+from gradshard_core.rounds import contributors
 from tests.integration.test_header_memory import CLIENTS, Bucket, peak_mb
 bucket = Bucket(sys.argv[1])
 clients = [f"c{number:04}" for number in range(CLIENTS[sys.argv[1]])]
 spec = parse_spec({"clients": clients, "min_clients": 1})
 before = peak_mb()
 try:
-    admitted = admission.admit(bucket, RoundKeys("r"), spec, clients, settled=None, whose="")
+    admitted = contributors.admit(bucket, RoundKeys("r"), spec, clients, settled=None, whose="")
     outcome = f"{len(admitted.contributors)} contributors, {len(admitted.rejected)} rejections"
 except PlanError as error:
     outcome = str(error)

@@ -69,9 +69,9 @@ def call(own: S3Store, store: S3Store, proxy: Proxy) -> Iterator[Call]:
             patch.setenv(f"{variable}_HOST", "")
         patch.setenv("GRADSHARD_LEAST_CLIENTS", "2")
         patch.setenv("AWS_ENDPOINT_URL_S3", proxy.url)
-        patch.setattr(timeouts, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(timeouts, "ANSWER_SECONDS", 0.3)
         patch.setattr(client_timeouts, "READ_TIMEOUT_SECONDS", 0.3)
-        patch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
+        patch.setattr(timeouts, "READ_SECONDS", 0.3)
         patch.setattr(time, "sleep", lambda _: None)
         modules = {
             name: runpy.run_path(str(ROOT / "keeper" / "functions" / name / "app.py"))

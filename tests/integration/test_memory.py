@@ -45,7 +45,6 @@ LARGE_MIB = int(os.environ.get("GRADSHARD_TEST_LARGE_MIB", "96"))
 OPENED_AT = "2026-01-01T00:00:00+00:00"
 HANDLER = Path(__file__).parents[2] / "functions" / "aggregate_shard" / "app.py"
 
-
 DENSE = b"".join(
     array.tobytes()
     for array in (

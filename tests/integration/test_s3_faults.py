@@ -59,9 +59,9 @@ MOMENTS = 1
 def environment(function_environment: None) -> Iterator[None]:
     """Nothing waits for long."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timeouts, "TIMEOUT_SECONDS", 0.3)
+        patch.setattr(timeouts, "ANSWER_SECONDS", 0.3)
         patch.setattr(client_timeouts, "READ_TIMEOUT_SECONDS", 0.3)
-        patch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
+        patch.setattr(timeouts, "READ_SECONDS", 0.3)
         yield
 
 

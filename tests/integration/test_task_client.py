@@ -116,9 +116,9 @@ def test_a_part_that_is_only_a_header(client: TaskS3Client, store: S3Store) -> N
 def test_a_slow_read_times_out_before_s3_drops_the_part_that_waits_for_it(
     client: TaskS3Client, store: S3Store, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert timeouts.PATIENCE_SECONDS < S3_PATIENCE_SECONDS
-    patience = timeouts.PATIENCE_SECONDS
-    monkeypatch.setattr(timeouts, "PATIENCE_SECONDS", 0.3)
+    assert timeouts.READ_SECONDS < S3_PATIENCE_SECONDS
+    patience = timeouts.READ_SECONDS
+    monkeypatch.setattr(timeouts, "READ_SECONDS", 0.3)
     data = os.urandom(MIB)
     store.put_bytes("w/rests", data)
     proxy.faults = [Fault("stall", "GET", "w/rests")]

@@ -14,12 +14,7 @@ from gradshard.aws.client_store import ClientStore
 from gradshard.client.executions import Execution
 from gradshard.client.stack import Stack
 from gradshard.utils.crc64 import crc64_text
-from gradshard_core.errors import (
-    ChangedObjectError,
-    ReplacedPartError,
-    StoreError,
-    UpdateError,
-)
+from gradshard_core.errors import ChangedObjectError, ReplacedPartError, StoreError, UpdateError
 from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.s3.store import ANYTHING, ListedObject

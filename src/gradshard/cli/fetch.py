@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from gradshard.cli.options import (
-    connected,
-    json_option,
-    output_option,
-    quiet_option,
-    ticket_option,
-)
+from gradshard.cli.options import connected, json_option, output_option, quiet_option, ticket_option
 from gradshard.cli.output import confirm_file
 from gradshard.cli.terminal_progress import progress_bar
 from gradshard.cli.ticket import load, named

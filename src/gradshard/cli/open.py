@@ -4,11 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradshard.cli.options import (
-    connected,
-    json_option,
-    quiet_option,
-)
+from gradshard.cli.options import connected, json_option, quiet_option
 from gradshard.cli.options_from_spec import round_options
 from gradshard.cli.output import confirm, print_json
 from gradshard.cli.terminal_progress import waiting

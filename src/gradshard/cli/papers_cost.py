@@ -29,7 +29,6 @@ from gradshard_core.limits.own_limits import MAX_CLIENTS
 
 SYSTEM: Final = click.Choice(list(SYSTEMS))
 
-
 PRICES: Final = tuple(field.name for field in fields(Prices))
 
 

@@ -10,13 +10,7 @@ import click
 from gradshard.cli.codec_options import codec_options, compression_of
 from gradshard.cli.mask_options import mask_of, mask_options
 from gradshard.cli.option_types import DurationType
-from gradshard.cli.options import (
-    connected,
-    json_option,
-    option,
-    quiet_option,
-    ticket_option,
-)
+from gradshard.cli.options import connected, json_option, option, quiet_option, ticket_option
 from gradshard.cli.output import confirm, print_json
 from gradshard.cli.terminal_progress import progress_bar
 from gradshard.cli.ticket import load

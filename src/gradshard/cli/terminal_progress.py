@@ -24,13 +24,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
         return
     # rich takes a tenth of a short command's time to load, so only terminals load it.
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TransferSpeedColumn,
-    )
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     bar = Progress(
         TextColumn("{task.description}", markup=False),

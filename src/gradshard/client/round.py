@@ -32,12 +32,7 @@ from gradshard.verification.verification_ticket import (
     issue_verification_ticket,
     read_round_claim,
 )
-from gradshard_core.errors import (
-    RoundFailed,
-    RoundNotFoundError,
-    RoundStateError,
-    TicketError,
-)
+from gradshard_core.errors import RoundFailed, RoundNotFoundError, RoundStateError, TicketError
 from gradshard_core.formats.compressed_updates import check_taken
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.records.assignment import read_assignments

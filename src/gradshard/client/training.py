@@ -16,7 +16,6 @@ from gradshard.tickets.issuer import check_in_range
 from gradshard.tickets.lifetime import DEFAULT_SECONDS, MAX_SECONDS
 from gradshard.tickets.training_ticket import TrainingTicket, issue_training_ticket
 from gradshard.utils.polling import poll
-from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES
 from gradshard_core.errors import (
     RoundNotFoundError,
     RoundStateError,
@@ -30,12 +29,7 @@ from gradshard_core.errors import (
 )
 from gradshard_core.formats import json_records
 from gradshard_core.formats.object_keys import RoundKeys, TrainingKeys
-from gradshard_core.records.inbox import (
-    UncountedUpdate,
-    count_rejected,
-    list_inboxes,
-    list_waiting,
-)
+from gradshard_core.records.inbox import UncountedUpdate, count_rejected, list_inboxes, list_waiting
 from gradshard_core.records.model_registry import read_current
 from gradshard_core.records.plan_and_manifest import read_record
 from gradshard_core.records.training_state import (
@@ -51,6 +45,7 @@ from gradshard_core.records.training_state import (
     read_training_spec,
     requested,
 )
+from gradshard_core.s3.client_transfers import SINGLE_PUT_BYTES
 from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.specs.training_spec import TrainingSpec
 

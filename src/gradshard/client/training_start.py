@@ -8,12 +8,7 @@ from gradshard.client.round_options import RoundOptions
 from gradshard.client.stack import Stack
 from gradshard.client.training import Training
 from gradshard.utils.polling import poll
-from gradshard_core.errors import (
-    SpecError,
-    TrainingExistsError,
-    TrainingFailed,
-    WaitTimeoutError,
-)
+from gradshard_core.errors import SpecError, TrainingExistsError, TrainingFailed, WaitTimeoutError
 from gradshard_core.formats import json_records
 from gradshard_core.formats.object_keys import TRAININGS, TrainingKeys, is_id
 from gradshard_core.limits import aws_limits

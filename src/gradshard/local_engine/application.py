@@ -14,12 +14,7 @@ from gradshard.aws.boto_client import connect
 from gradshard.deployment import application_sources, sam_command
 from gradshard.deployment.defaults import KEEPER_STACK, STACK
 from gradshard.local_engine.process_control import child_environment, tail_of
-from gradshard.local_engine.running_engines import (
-    Engine,
-    has_application,
-    session,
-    url_of,
-)
+from gradshard.local_engine.running_engines import Engine, has_application, session, url_of
 from gradshard.local_engine.sam_build import Build, find_or_make_build
 from gradshard_core.errors import EngineError
 

@@ -12,11 +12,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gradshard.deployment import sam_command
-from gradshard.local_engine.running_engines import (
-    REGION,
-    Engine,
-    url_of,
-)
+from gradshard.local_engine.running_engines import REGION, Engine, url_of
 from gradshard_core.s3.sigv4 import Credentials, sign
 
 _TAIL_LINES: Final = 15

@@ -17,11 +17,7 @@ from typing import Final
 
 from gradshard.deployment import layer_build, sam_command
 from gradshard.deployment.defaults import DEFAULT_PORT, STACK
-from gradshard.local_engine.application import (
-    Progress,
-    deploy_if_changed,
-    write_container_settings,
-)
+from gradshard.local_engine.application import Progress, deploy_if_changed, write_container_settings
 from gradshard.local_engine.process_control import (
     child_environment,
     free_port,

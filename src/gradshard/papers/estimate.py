@@ -17,7 +17,6 @@ TITLES: Final = {
     "lifl_streamed": "LIFL, streamed",
 }
 
-
 PUBLISHED: Final = Bandwidth(
     "published",
     (

@@ -1,4 +1,4 @@
-"""The whole page: verdict, contents, comparison, and a section for each round."""
+"""The whole page: summary, contents, comparison, and a section for each round."""
 
 from collections.abc import Sequence
 from typing import Final

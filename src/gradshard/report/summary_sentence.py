@@ -1,4 +1,4 @@
-"""The verdict: the rounds that completed, and the causes that kept the others from it."""
+"""The summary of a page: which rounds completed, and the causes that kept the others from it."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -19,10 +19,10 @@ MAX_NAMES: Final = 5
 """Clients that a sentence names."""
 
 MAX_LINES: Final = 10
-"""Rounds that the verdict explains. The table has all of them."""
+"""Rounds that the summary explains. The table has all of them."""
 
 MAX_CAUSE: Final = 200
-"""Characters of a cause in the verdict. The round's own section has more."""
+"""Characters of a cause in the summary. The round's own section has more."""
 
 
 def headline(rounds: Sequence[Facts]) -> Markup:

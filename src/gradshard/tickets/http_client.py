@@ -28,9 +28,7 @@ MAX_RESPONSE_BYTES: Final = 2 * MIB
 ANSWER_SECONDS: Final = 60.0
 """Seconds that such a response may take after its first byte."""
 
-
 _CHUNK_BYTES: Final = 64 * 1024
-
 
 _CODE: Final = re.compile(rb"<Code>([A-Za-z]{1,64})</Code>")
 

@@ -5,35 +5,18 @@ A signature holds for one length only, so a ticket has one for each of up to a t
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.round_ticket import Ticket, own_ticket
-from gradshard.tickets.upload_parts import (
-    MAX_BYTES,
-    MAX_UPDATE_BYTES,
-    NUMBER_PARAMETER,
-    PartUrls,
-    cut,
-)
-from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES
+from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES, issue_part_urls
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
-from gradshard_core.formats.presigned_urls import add_url
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records.ticket_urls import build_ticket
+from gradshard_core.s3.client_transfers import SINGLE_PUT_BYTES
 from gradshard_core.specs.masking_options import Agreement
-from gradshard_core.units import MIB
-
-PARTS: Final = 32
-"""Part lengths in the largest update. Each part costs a request, and four are sent at once, so an
-interruption costs at most an eighth of the upload."""
-
-MIN_PART_BYTES: Final = 16 * MIB
-
-FIRST_PART_STEPS: Final = 512
-"""Signed lengths of the first part for each length of the other parts."""
 
 
 def issue_ticket(
@@ -63,7 +46,7 @@ def issue_ticket(
     expires
         Seconds from now.
     max_bytes, min_bytes, layout, allow_nonfinite, codecs, model, agreement
-        As in ``ticket_json.build_ticket``. An agreement needs the layout.
+        As in ``ticket_urls.build_ticket``. An agreement needs the layout.
     single_put_bytes
         The largest update that is sent in one PUT.
 
@@ -129,38 +112,6 @@ def issue_download_ticket(
 
 def _after(seconds: int) -> datetime:
     return datetime.now(UTC) + timedelta(seconds=seconds)
-
-
-def issue_part_urls(
-    store: ClientStore, key: str, expires: int, max_bytes: int, min_bytes: int
-) -> PartUrls:
-    """Begin a multipart upload and sign its requests, for updates of these lengths.
-
-    The longest signed length of the first part and the others' lengths add up to ``max_bytes``.
-    """
-    upload_id = store.create_upload(key)
-    lengths = max(2, min(PARTS, max_bytes // MIN_PART_BYTES), -(-max_bytes // MAX_BYTES))
-    size = -(-max_bytes // lengths)
-    count = lengths - 2
-    longest = max_bytes - count * size
-    needed, shortest = cut(min_bytes, longest, size)
-    if needed < count:
-        shortest = min(shortest, longest - size + 1)
-    step = -(-size // FIRST_PART_STEPS)
-    first: dict[str, dict[str, str]] = {}
-    for length in range(longest, shortest - 1, -step):
-        add_url(first, length, store.presign_part(key, upload_id, 1, length, expires))
-    others: dict[str, dict[str, str]] = {}
-    for number in range(2, count + 2):
-        url = store.presign_part(key, upload_id, number, size, expires)
-        add_url(others, number, url.replace(f"{NUMBER_PARAMETER}{number}", NUMBER_PARAMETER, 1))
-    return PartUrls(
-        nbytes=size,
-        first=first,
-        others=others,
-        listing=store.presign_parts(key, upload_id, expires),
-        completion=store.presign_completion(key, upload_id, expires),
-    )
 
 
 def check_in_range(name: str, value: Any, most: int) -> None:

@@ -8,17 +8,30 @@ import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
+from gradshard_core.formats.presigned_urls import UrlTable, add_url, find_url, numbers_of, urls_of
 from gradshard_core.limits import aws_limits
 from gradshard_core.s3.multipart_requests import Part
+from gradshard_core.units import MIB
+
+if TYPE_CHECKING:
+    from gradshard.aws.client_store import ClientStore
 
 MAX_BYTES: Final = aws_limits.MAX_PART_BYTES // 2
 """The most bytes of a part; the first part may have twice as many."""
 
 MAX_UPDATE_BYTES: Final = aws_limits.LISTED_ENTRIES * MAX_BYTES
 """The largest update: as many parts as one listing shows."""
+
+PARTS: Final = 32
+"""Part lengths in the largest update. Each part costs a request, and four are sent at once, so an
+interruption costs at most an eighth of the upload."""
+
+MIN_PART_BYTES: Final = 16 * MIB
+
+FIRST_PART_STEPS: Final = 512
+"""Signed lengths of the first part for each length of the other parts."""
 
 NUMBER_PARAMETER: Final = "partNumber="
 """Stands without its value in the URLs of ``PartUrls.others``."""
@@ -84,6 +97,38 @@ class PartUrls:
             and max(numbers_of(self.first), default=0) + len(numbers) * self.nbytes == max_bytes
             and numbers == {*range(2, len(numbers) + 2)}
         )
+
+
+def issue_part_urls(
+    store: "ClientStore", key: str, expires: int, max_bytes: int, min_bytes: int
+) -> PartUrls:
+    """Begin a multipart upload and sign its requests, for updates of these lengths.
+
+    The longest signed length of the first part and the others' lengths add up to ``max_bytes``.
+    """
+    upload_id = store.create_upload(key)
+    lengths = max(2, min(PARTS, max_bytes // MIN_PART_BYTES), -(-max_bytes // MAX_BYTES))
+    size = -(-max_bytes // lengths)
+    count = lengths - 2
+    longest = max_bytes - count * size
+    needed, shortest = cut(min_bytes, longest, size)
+    if needed < count:
+        shortest = min(shortest, longest - size + 1)
+    step = -(-size // FIRST_PART_STEPS)
+    first: dict[str, dict[str, str]] = {}
+    for length in range(longest, shortest - 1, -step):
+        add_url(first, length, store.presign_part(key, upload_id, 1, length, expires))
+    others: dict[str, dict[str, str]] = {}
+    for number in range(2, count + 2):
+        url = store.presign_part(key, upload_id, number, size, expires)
+        add_url(others, number, url.replace(f"{NUMBER_PARAMETER}{number}", NUMBER_PARAMETER, 1))
+    return PartUrls(
+        nbytes=size,
+        first=first,
+        others=others,
+        listing=store.presign_parts(key, upload_id, expires),
+        completion=store.presign_completion(key, upload_id, expires),
+    )
 
 
 def cut(nbytes: int, longest: int, size: int) -> tuple[int, int]:

@@ -50,7 +50,6 @@ _DAMAGE: Final = (
 )
 """The exceptions of reading a damaged or encrypted archive."""
 
-
 MAX_NPY_HEADER_BYTES: Final = 10_000
 """numpy's bound for the header of an array; 64 dimensions and a type take a tenth of it."""
 

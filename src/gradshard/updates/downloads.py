@@ -31,9 +31,9 @@ from gradshard.utils.atomic_file import (
 )
 from gradshard.utils.crc64 import Crc64
 from gradshard.utils.parallel import run_parallel
-from gradshard_core.costs.client_transfers import DOWNLOAD_RANGES, download_ranges
 from gradshard_core.errors import DigestError, StoreError
 from gradshard_core.formats.object_keys import ObjectVersion
+from gradshard_core.s3.client_transfers import DOWNLOAD_RANGES, download_ranges
 from gradshard_core.s3.range_streams import Opener, RangeStream
 from gradshard_core.units import MIB
 

@@ -20,8 +20,8 @@ from gradshard.aws.client_store import ClientStore
 from gradshard.updates.upload_source import Content
 from gradshard.utils.crc64 import Crc64
 from gradshard.utils.parallel import run_parallel
-from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES, client_ranges
 from gradshard_core.errors import StoreError, UpdateError
+from gradshard_core.s3.client_transfers import SINGLE_PUT_BYTES, client_ranges
 from gradshard_core.s3.multipart_requests import Part
 from gradshard_core.units import MIB
 

@@ -33,7 +33,6 @@ from gradshard_core.s3.store import S3Store
 THREADS: Final = 16
 """Ranges recomputed at once; a range reads its updates one after another."""
 
-
 MEMORY_BYTES: Final = 256 * 1024 * 1024
 """The bytes that the ranges of all threads may take if every update is in memory. That happens only
 if a range has layers with different contributors."""

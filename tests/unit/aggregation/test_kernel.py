@@ -19,11 +19,10 @@ from gradshard_core.aggregation.kernel import (
     aggregate,
     find_nonfinite,
 )
-from gradshard_core.aggregation.sharding import cut_shards, sums_bytes
+from gradshard_core.aggregation.sharding import sums_bytes
 from gradshard_core.formats.headers import header_length, parse_header
 from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import PREFIX_BYTES, encode_header
-from gradshard_core.planning import shard_count
 from gradshard_core.planning.client_weights import weigh
 from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import (
@@ -359,13 +358,3 @@ def test_steps_end_on_elements() -> None:
     assert walked[0] == (0, 11)
     assert walked[-1][1] == 75
     assert all((stop - 3) % 8 == 0 for _, stop in walked)
-
-
-def test_shards_cover_the_layout() -> None:
-    spans = parse_header(
-        (blob := reference.encode({"w": np.zeros(1000, "f4")}))[8:-4000], len(blob)
-    ).layout.spans
-    shards = cut_shards(spans, 4000, 3)
-    assert [shard.number for shard in shards] == [0, 1, 2]
-    assert (shards[0].start, shards[-1].end) == (0, 4000)
-    assert shard_count.max_shards(4000) == 1

@@ -11,7 +11,7 @@ from samcli.yamlhelper import yaml_parse  # type: ignore[import-untyped]
 from samtranslator.parser.parser import Parser  # type: ignore[import-untyped]
 from samtranslator.translator.translator import Translator  # type: ignore[import-untyped]
 
-from gradshard_core.limits.state_machine_history import MAX_EVENTS
+from gradshard_core.limits.aws_limits import MAX_EVENTS
 from gradshard_core.mask_keeper.tasks import MOST_TASKS
 from tests.unit.application.test_template import ROOT, Grant, as_list, shown, unknown_to_aws
 

@@ -17,7 +17,6 @@ ROOT = Path(__file__).parents[3]
 LAYER = ROOT / "layers" / "gradshard"
 FUNCTIONS = sorted([*ROOT.glob("functions/*"), *ROOT.glob("keeper/functions/*")])
 
-
 installed = cache(packages_distributions)
 
 

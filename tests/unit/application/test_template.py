@@ -207,7 +207,6 @@ MODELS = {
     "${Bucket.Arn}/models/*/training.json": "which training has the model",
 }
 
-
 TRAININGS = {
     "${Bucket.Arn}/trainings/*/spec.json": "the options",
     "${Bucket.Arn}/trainings/*/state.json": "how far it is",

@@ -17,7 +17,6 @@ class Result(NamedTuple):
 
 Run = Callable[..., Result]
 
-
 MANIFEST: dict[str, Any] = {
     "round": "r1",
     "status": "completed",
@@ -38,7 +37,6 @@ MANIFEST: dict[str, Any] = {
     "waited_seconds": 42.0,
     "seconds": 1.25,
 }
-
 
 REPORT: dict[str, Any] = {
     "level": 0,

@@ -1,20 +1,10 @@
 """What a round is charged for: by hand, and as its functions do it."""
 
-import json
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from gradshard_core.costs import aws_prices, round_cost
-from gradshard_core.costs.measured_round_cost import measured
 from gradshard_core.costs.request_counts import Requests
 from gradshard_core.costs.round_cost import Bill, Tasks
-from gradshard_core.limits import aws_limits
-from gradshard_core.units import MIB
-
-ROOT = Path(__file__).parents[3]
-MACHINE = ROOT / "statemachine" / "round.asl.json"
 
 
 def test_tasks_in_batches_by_hand() -> None:
@@ -62,37 +52,6 @@ def test_tasks_alone_pay_an_execution_each() -> None:
     assert step_functions(1) - step_functions(40) == pytest.approx(39 * each)
 
 
-def test_transitions_are_those_of_the_state_machine() -> None:
-    machine = json.loads(MACHINE.read_text())
-    states = machine["States"]
-    path = [machine["StartAt"]]
-    while not (state := states[path[-1]]).get("End"):
-        path.append(state["Next"])
-    caught = {rule["ErrorEquals"][0]: rule["Next"] for rule in states["FinalizeRound"]["Catch"]}
-    loop = path[path.index(caught["NextLevel"]) : path.index("FinalizeRound") + 1]
-    assert loop == ["AggregateLevel", "FinalizeRound"]
-    assert len(loop) == aws_prices.LEVEL_TRANSITIONS
-    assert caught["Replan"] == "PlanAgain"
-    between = [caught["Replan"], states[caught["Replan"]]["Next"]]
-    assert between == ["PlanAgain", "PlanRound"]
-    assert len(between) == aws_prices.REPLAN_TRANSITIONS
-    # From the start to the first state, and from each to the next or the end.
-    assert len(path) + 1 == aws_prices.ROUND_TRANSITIONS + aws_prices.LEVEL_TRANSITIONS
-    assert [states[name]["Type"] for name in loop] == ["Map", "Task"]
-    batches = states["AggregateLevel"]["ItemProcessor"]
-    assert batches["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
-    assert list(batches["States"]) == ["AggregateBatch"]
-
-
-def test_the_documentation_of_quotas_has_the_machines_transitions() -> None:
-    page = (ROOT / "docs" / "deploying.md").read_text()
-    level = aws_prices.LEVEL_TRANSITIONS
-    assert (
-        f"| {aws_prices.ROUND_TRANSITIONS + level} for a round of one level, {level} more for each "
-        f"further level, and 1 for each {aws_limits.INLINE_ITERATIONS} tasks"
-    ) in page
-
-
 def test_bills_add_up() -> None:
     bill = Bill(1, 2, 3, 4, 5, 6, 7, 8)
     assert (bill.aggregators, bill.full, bill.total) == (3, 6, 36)
@@ -125,33 +84,3 @@ def test_every_invocation_is_billed() -> None:
     assert round_cost.invocations(3, 5) == 3 + 5 + 1 + 3
     assert round_cost.invocations(3, 5, levels=2) == 3 + 5 + 1 + 4
     assert bill.requests == pytest.approx((3 + 5 + 1 + 3) * aws_prices.DOLLARS_PER_INVOCATION)
-
-
-def test_only_tasks_that_started_cold_pay_for_it() -> None:
-    def starts(*cold: bool) -> float:
-        report = {"level": 0, "seconds": 1.0, "gets": 1, "puts": 1}
-        return measured(
-            [report | {"is_cold": is_cold} for is_cold in cold],
-            clients=3,
-            memory_mb=128,
-            architecture="arm64",
-            nbytes=MIB,
-        ).starts
-
-    # 0.13 CPU-seconds at a share of 128 / 1769 of a processor, after 0.1 s of the runtime.
-    each = 128 / 1024 * (0.1 + 0.13 * 1769 / 128) * 0.0000133334
-    assert starts(True, True) - starts(True, False) == pytest.approx(each)
-    assert starts(False, False) > 0
-
-
-def test_a_finished_round_is_priced_by_the_bytes_that_clients_sent() -> None:
-    report = {"level": 0, "seconds": 1.0, "gets": 1, "puts": 1, "is_cold": False}
-    terms: dict[str, Any] = {"clients": 2, "memory_mb": 192, "architecture": "arm64"}
-    large, small = 3_000_000_000, 800_000_000
-    bills = [
-        measured([report], nbytes=large, sent=sent, **terms).s3_clients
-        for sent in ((), (large, large), (small, large))
-    ]
-    assert bills[0] == bills[1]
-    # Eight parts, and three requests more, or one request.
-    assert bills[0] - bills[2] == pytest.approx(10 * 0.005 / 1000)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard_core.errors import PlanError
-from gradshard_core.limits import state_machine_history
+from gradshard_core.limits import aws_limits, state_machine_history
 from gradshard_core.limits.own_limits import MAX_CLIENTS
 from gradshard_core.records.stored_spec import read_spec
 from gradshard_core.rounds import resume_round
@@ -64,7 +64,7 @@ def test_the_longest_history_is_below_step_functions_quota() -> None:
         for levels in range(1, MOST_LEVELS + 1)
     )
     most = state_machine_history.MAX_STAGES * stage + attempts + end
-    assert 10_000 < most < state_machine_history.MAX_EVENTS
+    assert 10_000 < most < aws_limits.MAX_EVENTS
 
 
 @pytest.mark.parametrize("groups", [1, 2, 47, 48, 49, 64, 700, 2048])

@@ -21,7 +21,6 @@ ELEMENTS = 1_001
 
 Array = np.ndarray[Any, Any]
 
-
 ONE_IN_A_MILLION = 377.0
 """Chi-square with 255 degrees of freedom exceeds it so often."""
 

@@ -12,13 +12,7 @@ from hypothesis import strategies as st
 
 from gradshard_core.errors import SpecError
 from gradshard_core.privacy.noise import BLOCK, NoiseSource, deviation
-from gradshard_core.privacy.noise_tree import (
-    CancellingNoise,
-    NoiseTree,
-    Place,
-    depth,
-    parse_place,
-)
+from gradshard_core.privacy.noise_tree import CancellingNoise, NoiseTree, Place, depth, parse_place
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.records.privacy_ledger import Entry, PrivacyLedger
 

@@ -1,4 +1,4 @@
-"""The verdict at the top of the page."""
+"""The summary at the top of the page."""
 
 import pytest
 

@@ -15,11 +15,7 @@ from gradshard_core.privacy.noise import NoiseSource
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.noise_key import read_noise_key
-from gradshard_core.records.privacy_ledger import (
-    PrivacyBudget,
-    change_ledger,
-    read_ledger,
-)
+from gradshard_core.records.privacy_ledger import PrivacyBudget, change_ledger, read_ledger
 from tests import reference
 from tests.unit.in_memory import OPENED, Machine
 from tests.unit.trainings.machine import DyingStore, Killed

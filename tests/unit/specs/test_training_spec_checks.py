@@ -7,7 +7,6 @@ import pytest
 from gradshard_core.costs.workload import Workload
 from gradshard_core.costs.workload_of_spec import workload_of
 from gradshard_core.errors import SpecError
-from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.specs.training_spec import OPTIONS, TrainingSpec
 from gradshard_core.specs.training_spec_checks import parse_training_spec
 from gradshard_core.trainings.client_sampling import count_invited
@@ -262,19 +261,6 @@ def test_masked_rounds_of_a_training_have_ids_and_fit_into_the_ring() -> None:
     assert round_.min_clients == 2
     assert round_.masked is not None
     assert parse_training_spec(spec.to_json()) == spec
-
-
-@pytest.mark.parametrize("name", ["", "a" * 41, "a.b", "-a", "ä", "a/b"])
-def test_a_training_has_an_id_that_its_rounds_ids_can_begin_with(name: str) -> None:
-    with pytest.raises(SpecError, match=r"training id .* is not 1 to 40 ASCII letters"):
-        TrainingKeys(name)
-
-
-def test_the_longest_id_of_a_round_is_one() -> None:
-    keys = TrainingKeys("a" * 40)
-    longest = keys.round_id(99_999, 99, is_evaluation=True)
-    assert len(longest) <= 64
-    assert keys.record(longest).endswith(f"{longest}.json")
 
 
 KRUM = {**ROUND, "rule": {"name": "krum", "f": 2}}

@@ -294,7 +294,6 @@ GEOMETRIC = ClientReach(
     }
 )
 
-
 RESULTS: dict[str, Callable[[tuple[int, ...]], Any]] = {}
 """For each rule and samples, the result by what clients reach: other seeds take it again."""
 

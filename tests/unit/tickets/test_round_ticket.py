@@ -2,12 +2,9 @@
 
 import json
 import math
-import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,68 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.tickets import ticket_file
-from gradshard.tickets.issuer import (
-    FIRST_PART_STEPS,
-    issue_part_urls,
-    issue_ticket,
-)
 from gradshard.tickets.lifetime import MAX_SECONDS
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.training_ticket import TrainingTicket
-from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES, PartUrls, parse_part_list
-from gradshard.updates.upload_source import PaddedContent, TensorContent
+from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES
+from gradshard.updates.upload_source import TensorContent
 from gradshard.verification.verification_ticket import VerificationTicket
-from gradshard_core.errors import TicketError, UpdateError
-from gradshard_core.formats.headers import MAX_HEADER_BYTES, header_length, parse_header
-from gradshard_core.formats.object_keys import RoundKeys
-from gradshard_core.formats.tensor_layout import PREFIX_BYTES, Layout, encode_header
-from gradshard_core.limits.aws_limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES
+from gradshard_core.errors import TicketError
+from gradshard_core.formats.tensor_layout import Layout
+from gradshard_core.limits.aws_limits import MAX_PART_BYTES
 from gradshard_core.records.ticket_urls import MAX_LENGTHS, signed_lengths
 from gradshard_core.s3.http_transport import CHECKSUM_MODE
-from gradshard_core.s3.multipart_requests import Part
-from gradshard_core.s3.sigv4 import Credentials
-from gradshard_core.units import MIB
-from tests.presigned import rejection
-
-SECRET = "a secret"
-KEYS = RoundKeys("r1")
-MAX_BYTES = 200_000
-Make = Callable[..., Ticket]
-
-
-@cache
-def store_in(region: str, token: str) -> ClientStore:
-    session = make_session(region=region, credentials=Credentials("AKID", SECRET, token))
-    return ClientStore("bucket", make_client(session=session))
-
-
-@pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Give what makes tickets for AWS, where nobody is asked."""
-    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-
-    def make(*, token: str = "", region: str = "eu-central-1", **terms: int) -> Ticket:
-        given: dict[str, Any] = {"expires": 600, "max_bytes": MAX_BYTES, **terms}
-        return issue_ticket(store_in(region, token), KEYS, "a", **given)
-
-    monkeypatch.setattr(ClientStore, "create_upload", lambda *_: "an/upload+id=")
-    return make
-
+from tests.unit.tickets.signed import KEYS, MAX_BYTES, Make, verdict
 
 UPLOAD_HEADERS = {"Content-Length": str(MAX_BYTES), "If-None-Match": "*"}
-
-
-def verdict(
-    method: str, url: str, headers: dict[str, str] | None = None, *, later: float = 0
-) -> str | None:
-    now = datetime.now(UTC) + timedelta(seconds=later)
-    return rejection(method, url, headers or {}, SECRET, now=now)
 
 
 class TestWhatIsSigned:
@@ -215,241 +167,6 @@ class TestTerms:
         nbytes = data.draw(st.integers(1, most))
         fitting = min(n for n in found if n >= nbytes)
         assert fitting - nbytes < max(64 * 1024, most // MAX_LENGTHS + 1)
-
-
-LARGE = 6_000_000_000
-
-
-class TestParts:
-    """What is signed for an upload in parts."""
-
-    @pytest.fixture
-    def urls(self, make: Make) -> PartUrls:
-        ticket = Ticket.loads(make(max_bytes=LARGE, token="a session/token+=").dumps())
-        assert ticket.parts
-        assert ticket.upload == {}
-        return ticket.parts
-
-    def test_opens_its_own_upload(self, urls: PartUrls) -> None:
-        sizes = {number: end - start for number, (start, end) in enumerate(urls.ranges(LARGE), 1)}
-        assert sum(sizes.values()) == LARGE
-        for number, nbytes in sizes.items():
-            url = urls.part_url(number, nbytes)
-            assert verdict("PUT", url, {"Content-Length": str(nbytes)}) is None
-            assert urlsplit(url).path == f"/{KEYS.update('a')}"
-            for wrong in (
-                {"Content-Length": str(nbytes + 1)},
-                {"Transfer-Encoding": "chunked"},
-                # A part is not to be copied from another object.
-                {"Content-Length": str(nbytes), "x-amz-copy-source": "/bucket/k"},
-            ):
-                assert verdict("PUT", url, wrong) is not None
-            assert verdict("POST", url, {"Content-Length": str(nbytes)}) is not None
-            assert verdict("PUT", url, {"Content-Length": str(nbytes)}, later=601) == "expired"
-        assert verdict("GET", urls.listing) is None
-        assert verdict("DELETE", urls.listing) is not None
-        assert verdict("POST", urls.completion, {"If-None-Match": "*"}) is None
-        assert verdict("POST", urls.completion) == "a signed header is missing"
-        assert verdict("DELETE", urls.completion, {"If-None-Match": "*"}) is not None
-
-    def test_is_begun_only_where_one_put_may_not_do(self, make: Make) -> None:
-        assert make(max_bytes=1024 * MIB).parts is None
-        assert make(max_bytes=1024 * MIB + 1).parts is not None
-
-    @pytest.mark.parametrize("most", [LARGE, MAX_UPDATE_BYTES, 1024 * MIB + 1])
-    def test_can_be_read_from_its_file(self, make: Make, tmp_path: Path, most: int) -> None:
-        ticket = make(max_bytes=most, token="x" * 1500)
-        ticket.save(tmp_path / "t")
-        assert (tmp_path / "t").stat().st_size < 250_000
-        assert Ticket.load(tmp_path / "t").parts == ticket.parts
-
-    @given(st.integers(1, MAX_UPDATE_BYTES), st.data())
-    def test_takes_every_update_up_to_its_size_and_no_byte_more(
-        self, most: int, data: st.DataObject
-    ) -> None:
-        least = data.draw(st.integers(1, most))
-        urls = issue_part_urls(Signing(), "k", expires=60, max_bytes=most, min_bytes=least)
-        lengths = {int(length) for ends in urls.first.values() for length in ends}
-        others = [number for ends in urls.others.values() for number in ends]
-        assert max(lengths) + len(others) * urls.nbytes == most
-        assert urls.is_for(most)
-        assert not urls.is_for(most + 1)
-        assert len(lengths) <= 2 * FIRST_PART_STEPS
-        assert max(*lengths, urls.nbytes) <= MAX_PART_BYTES
-        assert len(others) < LISTED_ENTRIES
-
-        nbytes = data.draw(st.integers(least, most))
-        fitting = urls.padded_length(nbytes)
-        assert nbytes <= fitting <= most
-        # What is filled up stands in the header.
-        assert fitting - nbytes < MAX_HEADER_BYTES // 2
-        ranges = urls.ranges(fitting)
-        assert [start for start, _ in ranges] == [0, *(end for _, end in ranges[:-1])]
-        assert ranges[-1][1] == fitting
-        assert all(end - start >= MIN_PART_BYTES for start, end in ranges[:-1])
-        for number, (start, end) in enumerate(ranges, 1):
-            assert urls.part_url(number, end - start).startswith(f"part{number}")
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"nbytes": 0},
-            {"nbytes": "17"},
-            {"nbytes": 1},
-            {"first": {}},
-            {"others": {}},
-            {"others": {"https://s3/": {"3": "x"}}},
-            {"first": {"file:///etc/passwd": {"1": ""}}},
-            {"listing": "file:///etc/passwd"},
-            {"completion": None},
-            {"more": 1},
-        ],
-    )
-    def test_invalid_part_urls_are_rejected(self, make: Make, change: dict[str, Any]) -> None:
-        record = json.loads(make(max_bytes=LARGE).dumps())
-        with pytest.raises(TicketError, match="is not a ticket"):
-            Ticket.loads(json.dumps(record | {"parts": record["parts"] | change}))
-
-    def test_beside_one_put_are_rejected(self, make: Make) -> None:
-        record = json.loads(make(max_bytes=LARGE).dumps())
-        upload = {"https://s3/": {str(LARGE): "x"}}
-        with pytest.raises(TicketError, match="is not a ticket"):
-            Ticket.loads(json.dumps(record | {"upload": upload}))
-
-    def test_a_list_of_them_is_read_as_s3_gives_it(self) -> None:
-        listed = b"""<?xml version="1.0" encoding="UTF-8"?>
-            <ListPartsResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Bucket>b</Bucket>
-            <Key>k</Key><UploadId>u</UploadId><IsTruncated>false</IsTruncated>
-            <Part><PartNumber>1</PartNumber><LastModified>2026-11-10T20:48:34.000Z</LastModified>
-            <ETag>&quot;7778aef83f66abc1fa1e8477f296d394&quot;</ETag><Size>10485760</Size></Part>
-            <Part><ETag>"aaaa18db4cc2f85cedef654fccc4a4x8"</ETag><PartNumber>3</PartNumber>
-            <Size>7</Size><ChecksumCRC32>x</ChecksumCRC32></Part></ListPartsResult>"""
-        assert parse_part_list(listed) == [
-            Part(1, '"7778aef83f66abc1fa1e8477f296d394"', 10485760),
-            Part(3, '"aaaa18db4cc2f85cedef654fccc4a4x8"', 7),
-        ]
-
-
-class Signing(ClientStore):
-    """Signs so that a test can read what was signed."""
-
-    def __init__(self) -> None:
-        pass
-
-    def create_upload(
-        self, key: str, metadata: dict[str, str] | None = None, *, checked: bool = False
-    ) -> str:
-        return "u"
-
-    def presign_part(self, key: str, upload_id: str, number: int, nbytes: int, seconds: int) -> str:
-        return f"part{number}?partNumber={number}&X-Amz-Signature={nbytes}"
-
-    def presign_parts(self, key: str, upload_id: str, seconds: int) -> str:
-        return "list"
-
-    def presign_completion(self, key: str, upload_id: str, seconds: int) -> str:
-        return "complete"
-
-
-TENSORS: dict[str, Any] = {"w": np.arange(100, dtype="f4"), "n": np.int64(3)}
-
-
-class TestPadded:
-    @pytest.mark.parametrize("more", [0, 1, 7, 8, 1000])
-    def test_is_the_same_update(self, more: int) -> None:
-        content = TensorContent(TENSORS, 5)
-        padded = PaddedContent(content, content.nbytes + more)
-        whole = padded.read(0, padded.nbytes)
-        assert len(whole) == content.nbytes + more
-        end = PREFIX_BYTES + header_length(whole[:PREFIX_BYTES], len(whole))
-        header = parse_header(whole[PREFIX_BYTES:end], len(whole))
-        assert (header.layout, header.metadata) == (content.layout, {"num_samples": "5"})
-        assert whole[end:] == content.read(content.nbytes - content.layout.nbytes, content.nbytes)
-
-    def test_any_range_can_be_read(self) -> None:
-        content = TensorContent(TENSORS, 5)
-        padded = PaddedContent(content, content.nbytes + 333)
-        whole = padded.read(0, padded.nbytes)
-        for start in range(0, padded.nbytes, 61):
-            for end in (start + 1, start + 300, padded.nbytes):
-                assert padded.read(start, min(end, padded.nbytes)) == whole[start:end]
-
-    def test_rejects_a_length_that_needs_a_header_over_the_limit(self) -> None:
-        content = TensorContent(TENSORS, 5)
-        with pytest.raises(UpdateError, match="leaves no room for the 16777216"):
-            PaddedContent(content, content.nbytes + MAX_HEADER_BYTES)
-
-
-class TestFile:
-    def test_is_read_as_it_was_written(self, make: Make, tmp_path: Path) -> None:
-        ticket = make()
-        ticket.save(tmp_path / "t")
-        read = Ticket.load(tmp_path / "t")
-        assert read.expires_at == ticket.expires_at.replace(microsecond=0)
-        assert (read.round_id, read.client, read.max_bytes) == ("r1", "a", MAX_BYTES)
-        assert read.upload == ticket.upload
-        assert read.result_url == ticket.result_url
-
-    def test_is_its_owners_only(self, make: Make, tmp_path: Path) -> None:
-        make().save(tmp_path / "t")
-        assert stat.S_IMODE((tmp_path / "t").stat().st_mode) == 0o600
-
-    def test_takes_no_other_files_place(self, make: Make, tmp_path: Path) -> None:
-        (tmp_path / "t").write_text("mine")
-        with pytest.raises(FileExistsError):
-            make().save(tmp_path / "t")
-        assert (tmp_path / "t").read_text() == "mine"
-
-    def test_of_the_largest_updates_can_be_read_too(self, make: Make, tmp_path: Path) -> None:
-        ticket = make(max_bytes=1024 * MIB, token="x" * 1500)
-        ticket.save(tmp_path / "t")
-        assert (tmp_path / "t").stat().st_size < 150_000
-        assert len(Ticket.load(tmp_path / "t").upload_lengths) == MAX_LENGTHS
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            {"ticket": 2},
-            {"round_id": "../r"},
-            {"client": "a\x1b"},
-            {"client": None},
-            {"expires_at": "soon"},
-            {"expires_at": "2026-01-01T00:00:00"},
-            {"max_bytes": 7},
-            {"layout": {"w": {"dtype": "F31", "shape": []}}},
-            {"layout": ["w"]},
-            {"layout": {"w": 3}},
-            {"max_bytes": "many"},
-            {"upload": {}},
-            {"upload": {"file:///etc/passwd": {str(MAX_BYTES): ""}}},
-            {"result_url": "file:///etc/passwd"},
-            {"result_url": 3},
-            {"more": 1},
-        ],
-    )
-    def test_that_is_no_ticket_is_rejected(
-        self, make: Make, tmp_path: Path, change: dict[str, Any]
-    ) -> None:
-        make().save(tmp_path / "t")
-        record = json.loads((tmp_path / "t").read_text())
-        (tmp_path / "t").write_text(json.dumps(record | change))
-        with pytest.raises(TicketError, match="t is not a ticket"):
-            Ticket.load(tmp_path / "t")
-
-    @pytest.mark.parametrize("data", [b"", b"[]", b"3", b"{}", b"\xff\xfe", b"{" * 100_000])
-    def test_of_anything_else_is_rejected(self, tmp_path: Path, data: bytes) -> None:
-        (tmp_path / "t").write_bytes(data)
-        with pytest.raises(TicketError, match="not a ticket"):
-            Ticket.load(tmp_path / "t")
-
-    def test_a_file_too_large_for_a_ticket_is_not_read(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(ticket_file, "MAX_FILE_BYTES", 100)
-        layout = Layout.pack([("w", "U8", (1000,))])
-        (tmp_path / "u").write_bytes(encode_header(layout, {}) + bytes(1000))
-        with pytest.raises(TicketError, match="u is not a ticket"):
-            Ticket.load(tmp_path / "u")
 
 
 def test_a_tickets_secrets_are_not_shown(make: Make) -> None:

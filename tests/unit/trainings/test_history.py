@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gradshard_core.limits.aws_limits import MAX_EXECUTION_SECONDS
-from gradshard_core.limits.state_machine_history import MAX_EVENTS
+from gradshard_core.limits.aws_limits import MAX_EVENTS, MAX_EXECUTION_SECONDS
 from gradshard_core.specs.option_kinds import Duration
 from gradshard_core.specs.training_spec import OPTIONS
 from gradshard_core.trainings.advance_training import STEPS_PER_RUN

@@ -9,9 +9,9 @@ import pytest
 
 from gradshard.updates import downloads
 from gradshard.updates.downloads import download_bytes, download_file
-from gradshard_core.costs import client_transfers
 from gradshard_core.errors import ChangedObjectError, DigestError, StoreError
 from gradshard_core.formats.object_keys import ObjectVersion
+from gradshard_core.s3 import client_transfers
 from tests.unit.fakes import MemoryStore
 
 KEY = "rounds/r/update.safetensors"

@@ -12,13 +12,13 @@ from gradshard.updates.mask import Mask, MaskedContent, masked
 from gradshard.updates.mask_identity import make_identity
 from gradshard.updates.upload_source import TensorContent, header_bytes
 from gradshard.updates.uploads import upload
-from gradshard_core.costs import client_transfers
 from gradshard_core.errors import StoreError, UpdateError
 from gradshard_core.formats.headers import parse_header
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.masking import sealing
 from gradshard_core.masking.sealing import SealContext
+from gradshard_core.s3 import client_transfers
 from gradshard_core.specs.masking_options import Agreement, encoding_of
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_spec

@@ -23,7 +23,6 @@ more processor time, since each step costs as much as some thousand elements."""
 
 _BY_SIZE: Final = {DTYPES[name].size: DTYPES[name] for name in ENCODABLE}
 
-
 _NAN: Final = {4: np.float32(np.nan), 2: np.uint16(0x7FC0)}
 """NaN as it is stored, by the size of an element."""
 

@@ -30,7 +30,6 @@ RINGS: Final[Mapping[int, np.dtype[Any]]] = {32: np.dtype("<u4"), 64: np.dtype("
 MAX_BITS: Final = 53
 """Integers of so many bits are exact in float64."""
 
-
 SLICE_ELEMENTS: Final = 8 * 1024
 
 _LEAST_BOUND: Final = float(np.finfo(np.float32).tiny)

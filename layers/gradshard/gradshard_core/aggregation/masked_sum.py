@@ -24,7 +24,6 @@ ADDED: Final = 1.0
 SUBTRACTED: Final = -1.0
 """Weights of inputs: masked updates and sums of them, and the sum of the masks."""
 
-
 Combine = Callable[..., Any]
 """Combines sums and elements into sums, as numpy's ufuncs do."""
 

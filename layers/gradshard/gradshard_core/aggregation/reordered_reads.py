@@ -28,7 +28,6 @@ MAX_FURTHER_REQUESTS: Final = 256
 of the update. So its order takes at most as long as reading it, plus half a minute. Models of a few
 hundred tensors stay below that if they are sorted by name or by type, or reversed."""
 
-
 ADVICE: Final = (
     "write its tensors in the round's order, as gradshard's own client does where the round has a "
     "layout or a model"

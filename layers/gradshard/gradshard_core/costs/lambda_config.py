@@ -14,7 +14,6 @@ processor to add up what its network delivers. One of 192 MB waits for the netwo
 price and needs up to 30 % less time. More memory costs more and saves hardly any time
 (docs/cost.md)."""
 
-
 MEMORIES_MB: Final = (
     aws_limits.MIN_MEMORY_MB,
     192,

@@ -11,7 +11,6 @@ HEADS_BEFORE_LIST: Final = 20
 """Expected clients, not seen before, that an arrival looks for before it lists all. If there are no
 others, it lists nothing. In larger rounds 12 would cost least, by 2 %."""
 
-
 LOOKS_OF_A_LIST: Final = 12
 """Looks that cost less than a listing."""
 

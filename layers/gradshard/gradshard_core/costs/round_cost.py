@@ -121,7 +121,6 @@ class Tasks(NamedTuple):
 Level = Sequence[Tasks]
 """Tasks that run at the same time."""
 
-
 US_EAST_1: Final = Prices()
 
 

@@ -5,12 +5,12 @@ from functools import lru_cache
 from typing import Any
 
 from gradshard_core.costs import assumed_speeds, large_round_limits, round_cost
-from gradshard_core.costs.client_transfers import SINGLE_PUT_BYTES, client_ranges, download_ranges
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.memory_projection import needed_memory
 from gradshard_core.costs.request_counts import Requests
 from gradshard_core.costs.round_cost import Bill, Tasks
 from gradshard_core.costs.workload import Workload
+from gradshard_core.s3.client_transfers import SINGLE_PUT_BYTES, client_ranges, download_ranges
 
 
 @dataclass(frozen=True)

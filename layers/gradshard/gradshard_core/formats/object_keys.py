@@ -36,7 +36,6 @@ _RENEWAL_KEY: Final = re.compile(
     rf"|holders/(?P<first>{_ID.pattern})@(?P<last>{_ID.pattern})){re.escape(RENEWAL_SUFFIX)})"
 )
 
-
 _ANSWER_KEY: Final = re.compile(
     rf"{ROUNDS}(?P<round>{_ROUND_ID.pattern})/keeper/(masks|refusal\.json)"
 )
@@ -52,7 +51,6 @@ RESERVED_CLIENTS: Final = frozenset(
 In policies ``*`` matches slashes, so ``rounds/*/update.safetensors`` would match the update of a
 client called ``update`` too, and ``rounds/*/spec.json`` the rejection of one called ``spec``.
 """
-
 
 _INBOX: Final = re.compile(rf"(?P<training>{_TRAINING_ID.pattern})-from-(?P<version>[0-9]{{8}})")
 _REPORT: Final = re.compile(r"(?P<level>[0-9]{1,3})/[0-9]{5,}\.json")

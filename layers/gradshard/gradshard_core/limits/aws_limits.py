@@ -28,6 +28,9 @@ LEAST_TOPIC_MESSAGES: Final = 300
 # "If an execution runs for more than the 1-year maximum, it will fail" without any Catch, read
 # 2026-11 in https://docs.aws.amazon.com/step-functions/latest/dg/service-quotas.html
 MAX_EXECUTION_SECONDS: Final = 365 * 24 * 3600
+# Events of an execution, at the last of which it fails,
+# https://docs.aws.amazon.com/step-functions/latest/dg/bp-history-limit.html (2026-11)
+MAX_EVENTS: Final = 25_000
 
 # A stack's name: what is left of a schedule group's, which begins with it, read 2026-11 in
 # https://docs.aws.amazon.com/AWSCloudFormation/latest/TemplateReference/aws-resource-scheduler-schedulegroup.html

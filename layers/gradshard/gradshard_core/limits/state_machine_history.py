@@ -1,8 +1,7 @@
 """Bounds that keep the history of a round's execution below what Step Functions takes.
 
-Step Functions fails an execution at its 25,000th event, without any Retry or Catch, so that no
-cause is recorded (https://docs.aws.amazon.com/step-functions/latest/dg/bp-history-limit.html,
-2026-11).
+Step Functions fails an execution at its 25,000th event (``MAX_EVENTS`` of ``aws_limits``), without
+any Retry or Catch, so that no cause is recorded.
 Two things repeat: the *stages* of an eager round, each of which plans some of its groups, and the
 *attempts* of any round, one more each time contributors were rejected while they were read.
 With these bounds the history is short enough even if every call is tried as often as
@@ -10,9 +9,6 @@ With these bounds the history is short enough even if every call is tried as oft
 """
 
 from typing import Final
-
-MAX_EVENTS: Final = 25_000
-
 
 STAGES: Final = 48
 """An eager round with more groups than this plans several of them in each stage."""

@@ -25,7 +25,6 @@ from gradshard_core.s3.store import S3Store
 PRIVATE_KEY: Final = "private-key"
 CLIENTS: Final = "clients/"
 
-
 _REQUEST_KEY: Final = re.compile(rf"{REQUESTS}(?P<round>[A-Za-z0-9][A-Za-z0-9_-]{{0,63}})\.json")
 
 

@@ -18,7 +18,6 @@ MAX_TEXT: Final = 1_000
 MAX_ENTRIES: Final = 20
 """Entries of a list in a log line: a round may have thousands of clients."""
 
-
 SUBJECTS: Final = ("training", "run", "step", "round", "attempt")
 """The fields of an event that say what it is about."""
 

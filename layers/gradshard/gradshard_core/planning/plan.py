@@ -19,11 +19,7 @@ from gradshard_core.aggregation.sharding import Shard, count_elements, cut_shard
 from gradshard_core.formats.long_lists import StoredList
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import Span
-from gradshard_core.planning.output_objects import (
-    NextModel,
-    Output,
-    next_model_keys,
-)
+from gradshard_core.planning.output_objects import NextModel, Output, next_model_keys
 from gradshard_core.planning.plan_parts import (
     NOBODY,
     Computation,

@@ -12,13 +12,8 @@ from gradshard_core.formats.compressed_updates import EncodedRuns
 from gradshard_core.formats.masked_updates import Share
 from gradshard_core.formats.object_keys import ObjectVersion
 from gradshard_core.formats.tensor_layout import Layout, Runs, Span, encode_header
-from gradshard_core.planning.output_objects import (
-    NO_HEADER,
-    StoredHeader,
-)
-from gradshard_core.privacy.privacy_mechanism import (
-    PrivacyMechanism,
-)
+from gradshard_core.planning.output_objects import NO_HEADER, StoredHeader
+from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism
 from gradshard_core.robust.measured_sample import Sample
 from gradshard_core.robust.rules import RobustRule
 from gradshard_core.stragglers.client_report import Report

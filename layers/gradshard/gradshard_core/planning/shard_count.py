@@ -20,7 +20,6 @@ EVERY_SHARD_COUNT: Final = 128
 """Up to twice this number the planner considers every M, and above it steps of less than 1 %. That
 leaves 761 of 10,000. The cheapest of these costs hardly more than the cheapest of all."""
 
-
 UNHURRIED_SECONDS: Final = 60.0
 """The time budget if none is given; it is exceeded if no M meets it. Without it, the last few per
 cent of the price would cost minutes, and tasks would become too long for a retry. With 20 clients,

@@ -38,8 +38,6 @@ import numpy as np
 import numpy.typing as npt
 
 KEY_BYTES: Final = 32
-ELEMENT_BYTES: Final = 8
-"""Noise is made of int64, least byte first."""
 
 BLOCK: Final = 4096
 """Elements that are made at a time."""

@@ -11,18 +11,12 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
-from gradshard_core.formats.object_keys import (
-    ROUNDS,
-    TrainingKeys,
-    is_client,
-    parse_inbox_id,
-)
+from gradshard_core.formats.object_keys import ROUNDS, TrainingKeys, is_client, parse_inbox_id
 from gradshard_core.records.training_state import TrainingState
 from gradshard_core.s3.store import ListedObject, S3Store
 
 ETAG_CHARACTERS: Final = 8
 """Of an ETag, in the state of a training: they tell a client's own uploads apart."""
-
 
 NEVER: Final = datetime.min.replace(tzinfo=UTC)
 

@@ -23,11 +23,7 @@ from gradshard_core.records.noise_key import read_noise_key
 from gradshard_core.records.plan_and_manifest import read_plan
 from gradshard_core.records.robust_decision import read_decision, with_weights
 from gradshard_core.robust.inner_products import ExactSum, Measuring
-from gradshard_core.rounds.bad_inputs import (
-    is_rejected_below,
-    reject_nonfinite,
-    reject_unreadable,
-)
+from gradshard_core.rounds.bad_inputs import is_rejected_below, reject_nonfinite, reject_unreadable
 from gradshard_core.rounds.header_survey import survey
 from gradshard_core.rounds.sum_overflow import reject_largest_step
 from gradshard_core.rounds.task_inputs import OPENERS, TaskInputs

@@ -8,12 +8,7 @@ from typing import Any, Final
 
 from gradshard_core.errors import ServiceError
 from gradshard_core.rounds import aws_json
-from gradshard_core.rounds.aws_json import (
-    EVENT_BRIDGE,
-    SCHEDULER,
-    STEP_FUNCTIONS,
-    RejectedError,
-)
+from gradshard_core.rounds.aws_json import EVENT_BRIDGE, SCHEDULER, STEP_FUNCTIONS, RejectedError
 
 EVENT_SOURCE = "gradshard"
 

@@ -20,11 +20,7 @@ from gradshard_core.formats.object_keys import (
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.records.inbox import list_waiting
 from gradshard_core.records.plan_and_manifest import read_plan, read_replan
-from gradshard_core.records.training_state import (
-    TrainingState,
-    read_state,
-    read_training_spec,
-)
+from gradshard_core.records.training_state import TrainingState, read_state, read_training_spec
 from gradshard_core.rounds.plan_context import PlanContext
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.inbox_spec import InboxSpec

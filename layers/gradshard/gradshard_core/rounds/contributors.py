@@ -47,7 +47,7 @@ def answered_clients(store: S3Store, keys: RoundKeys, spec: RoundSpec) -> list[s
     return sorted({*answered, *arrivals.progressed(store, sent)})
 
 
-def limit_to_expected(
+def limit_to_capacity(
     spec: RoundSpec, clients: Sequence[str]
 ) -> tuple[list[str], tuple[Rejection, ...]]:
     """Return which of the clients that have answered may take part, and reject those too many."""

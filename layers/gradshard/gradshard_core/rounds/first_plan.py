@@ -54,7 +54,7 @@ def first_plan(context: PlanContext) -> Plan:
     answered = _known_to_have_answered(context) if addresses is None else sorted(addresses)
     if answered is None:
         answered = contributors.answered_clients(context.store, context.keys, spec)
-    clients, rejected = contributors.limit_to_expected(spec, answered)
+    clients, rejected = contributors.limit_to_capacity(spec, answered)
     if len(clients) > READ_AT_ONCE:
         return _survey(context, clients, rejected, spec.missing(answered))
     stage = Stage(context.request.entered_at)

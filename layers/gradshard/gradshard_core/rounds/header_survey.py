@@ -12,12 +12,7 @@ from dataclasses import asdict
 from typing import Any, Final, NamedTuple
 
 from gradshard_core.aggregation.arithmetic import STEPS
-from gradshard_core.errors import (
-    ChangedObjectError,
-    PlanError,
-    UnreadableObjectError,
-    UpdateError,
-)
+from gradshard_core.errors import ChangedObjectError, PlanError, UnreadableObjectError, UpdateError
 from gradshard_core.formats import client_metrics
 from gradshard_core.formats.compressed_updates import EncodedLayout, parse_codec_error, parse_update
 from gradshard_core.formats.headers import FIRST_READ_BYTES, header_length, parse_samples

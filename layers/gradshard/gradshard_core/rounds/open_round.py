@@ -13,21 +13,13 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.records import model_registry, privacy_ledger
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.plan_and_manifest import piece_reader, read_plan
-from gradshard_core.records.training_state import (
-    read_state,
-    read_training_spec,
-    synchronous_round,
-)
+from gradshard_core.records.training_state import read_state, read_training_spec, synchronous_round
 from gradshard_core.rounds import aws_requests, keeper_exchange, resume_round, waiting_record
 from gradshard_core.rounds.updates_from import check_source
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import check_layout
 from gradshard_core.specs.round_spec import RoundSpec
-from gradshard_core.specs.round_spec_checks import (
-    check_averaged,
-    check_compared,
-    parse_new_spec,
-)
+from gradshard_core.specs.round_spec_checks import check_averaged, check_compared, parse_new_spec
 from gradshard_core.stragglers.layers import layers_of
 
 

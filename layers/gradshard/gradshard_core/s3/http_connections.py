@@ -112,7 +112,7 @@ class _Direct(Response):
         filled, wanted = self._early.readinto(buffer), len(buffer)
         receive = self.connection.sock.recv_into
         # The socket's timeout applies to one call, and a single byte ends a call.
-        give_up = time.monotonic() + timeouts.PATIENCE_SECONDS
+        give_up = time.monotonic() + timeouts.READ_SECONDS
         # With the number given, a TLS socket does not create a view to find it out.
         while filled < wanted and (count := receive(buffer[filled:], wanted - filled)):
             filled += count
@@ -276,7 +276,7 @@ class HttpRequests:
                 self.close()
 
     def _prepare(self, connected: socket.socket, timeout: float | None) -> None:
-        connected.settimeout(timeouts.TIMEOUT_SECONDS if timeout is None else timeout)
+        connected.settimeout(timeouts.ANSWER_SECONDS if timeout is None else timeout)
         # Otherwise the kernel lets each grow to several MB, which are the function's memory.
         if self.receive_buffer_bytes:
             connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.receive_buffer_bytes)
@@ -285,7 +285,7 @@ class HttpRequests:
         try:
             return self.idle.pop()
         except IndexError:
-            return self.new_connection(timeouts.PATIENCE_SECONDS)
+            return self.new_connection(timeouts.READ_SECONDS)
 
 
 def endpoint_url(service: str) -> str | None:

@@ -79,7 +79,7 @@ class HttpTransport:
             headers_of(operation, parameters, body),
             body,
             # A task waits for these bytes, and S3 for the part that it writes meanwhile.
-            timeouts.PATIENCE_SECONDS if operation == "get_object" else None,
+            timeouts.READ_SECONDS if operation == "get_object" else None,
         )
 
         def accept(response: Response) -> dict[str, Any]:

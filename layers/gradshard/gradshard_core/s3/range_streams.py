@@ -24,7 +24,7 @@ class Body(Protocol):
     def readinto(self, buffer: memoryview, /) -> int:
         """Read some bytes; 0 at the end. A broken connection is an :class:`OSError`.
 
-        A buffer that is not filled within :data:`timeouts.PATIENCE_SECONDS` is returned as it is.
+        A buffer that is not filled within ``READ_SECONDS`` is returned as it is.
         """
 
     def close(self) -> None:
@@ -65,8 +65,8 @@ def read_whole(body: Body, nbytes: int) -> bytes:
         filled += count
         if count == 0:
             raise OSError(f"the body ended {nbytes - filled} bytes short")
-        if count < len(wanted) and time.monotonic() - begun >= timeouts.PATIENCE_SECONDS:
-            raise OSError(f"{count} bytes in {timeouts.PATIENCE_SECONDS} s")
+        if count < len(wanted) and time.monotonic() - begun >= timeouts.READ_SECONDS:
+            raise OSError(f"{count} bytes in {timeouts.READ_SECONDS} s")
     return bytes(data)
 
 
@@ -129,7 +129,7 @@ class RangeStream:
             if self._position == self._end:
                 self._drop()
             elif self._is_slow:
-                self._fail(f"{count} bytes in {timeouts.PATIENCE_SECONDS} s")
+                self._fail(f"{count} bytes in {timeouts.READ_SECONDS} s")
 
     def close(self) -> None:
         """Close the connection."""
@@ -156,9 +156,7 @@ class RangeStream:
         except OSError as error:
             self._fail(str(error))
             return 0
-        self._is_slow = (
-            count < len(buffer) and time.monotonic() - begun >= timeouts.PATIENCE_SECONDS
-        )
+        self._is_slow = count < len(buffer) and time.monotonic() - begun >= timeouts.READ_SECONDS
         if not self._is_slow:
             self._retries.reset()
         return count

@@ -23,7 +23,6 @@ MAX_CONDITIONAL_WRITES: Final = 16
 _LONGEST_EXPONENT_OF_WRITES: Final = 4
 """Conditional writes wait for other writers, which are quick, so their pauses stop growing."""
 
-
 GiveUp = Callable[[int, str], Exception]
 
 

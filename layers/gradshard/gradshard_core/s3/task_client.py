@@ -144,7 +144,7 @@ class TaskS3Client(S3Store):
     ) -> Iterator[StreamWriter]:
         self.meter.add(puts=1)
         requests = self._http.requests
-        connection = requests.new_connection(timeouts.TIMEOUT_SECONDS)
+        connection = requests.new_connection(timeouts.ANSWER_SECONDS)
 
         def head() -> tuple[str, dict[str, str]]:
             request = Request("PUT", self._http.path(key), name, query, {}, body=None)

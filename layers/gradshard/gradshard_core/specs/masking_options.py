@@ -317,7 +317,6 @@ def check_layout(terms: MaskingTerms, clients: int, layout: Layout) -> None:
 
 _LARGEST: Final = {"F32": float.fromhex("0x1.fffffep127")}
 
-
 NOT_MASKED: Final = {
     "inbox": "a seed is sealed for one round, and a buffered training has none",
     "rule": "rules look at single updates, or at sums over few clients",

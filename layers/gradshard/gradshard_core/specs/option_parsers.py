@@ -10,11 +10,7 @@ from gradshard_core.formats.long_lists import Get, StoredList, is_in_pieces
 from gradshard_core.formats.object_keys import check_id
 from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.limits.own_limits import MAX_CLIENTS
-from gradshard_core.robust.rules import (
-    ROBUST_RULES,
-    RobustRule,
-    parse_robust_rule,
-)
+from gradshard_core.robust.rules import ROBUST_RULES, RobustRule, parse_robust_rule
 from gradshard_core.specs.option_kinds import WholeNumber
 from gradshard_core.stragglers.assignment_settings import (
     AssignmentSettings,

@@ -30,11 +30,7 @@ from gradshard_core.limits.own_limits import MAX_CLIENTS, MAX_NAMED, MAX_TIMEOUT
 from gradshard_core.privacy.privacy_mechanism import PrivacyMechanism, parse_privacy
 from gradshard_core.robust.rules import ROBUST_RULES, SIGN, RobustRule
 from gradshard_core.specs.inbox_spec import InboxSpec, parse_inbox
-from gradshard_core.specs.masking_options import (
-    MASKING_EXAMPLE,
-    MaskingTerms,
-    parse_masking,
-)
+from gradshard_core.specs.masking_options import MASKING_EXAMPLE, MaskingTerms, parse_masking
 from gradshard_core.specs.option_kinds import (
     Choice,
     Duration,

@@ -7,9 +7,7 @@ from typing import Any, Final
 from gradshard_core.aggregation import addition_order
 from gradshard_core.aggregation.arithmetic import COUNTS, SHARES
 from gradshard_core.aggregation.batchnorm_buffers import Stretches, is_in
-from gradshard_core.aggregation.server_optimizers import (
-    MODELS,
-)
+from gradshard_core.aggregation.server_optimizers import MODELS
 from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.errors import SpecError
 from gradshard_core.formats.dtypes import DTYPES
@@ -19,16 +17,9 @@ from gradshard_core.limits.own_limits import MAX_COMPARED_LAYERS, MAX_LAYER_PROD
 from gradshard_core.privacy.privacy_mechanism import LEAST_CLIENTS
 from gradshard_core.robust.inner_products import count_matrices
 from gradshard_core.robust.rules import LAYER_QUORUM, ROBUST_RULES, RobustRule
-from gradshard_core.specs.masking_options import (
-    check_masked,
-)
-from gradshard_core.specs.option_kinds import (
-    check_names,
-)
-from gradshard_core.specs.option_parsers import (
-    check_stored_clients,
-    parse_clients,
-)
+from gradshard_core.specs.masking_options import check_masked
+from gradshard_core.specs.option_kinds import check_names
+from gradshard_core.specs.option_parsers import check_stored_clients, parse_clients
 from gradshard_core.specs.round_spec import DEFAULTS, OPTIONS, RoundSpec
 from gradshard_core.stragglers.layers import layers_of
 

@@ -6,10 +6,7 @@ from typing import Any, Final
 from gradshard_core.aggregation.topologies import MAX_FAN_IN
 from gradshard_core.errors import SpecError
 from gradshard_core.limits.own_limits import MAX_CLIENTS, MAX_NAMED
-from gradshard_core.specs.masking_options import (
-    LEAST_MASKED,
-    check_unused,
-)
+from gradshard_core.specs.masking_options import LEAST_MASKED, check_unused
 from gradshard_core.specs.round_spec import DEFAULTS as ROUND_DEFAULTS
 from gradshard_core.specs.round_spec import RoundSpec
 from gradshard_core.specs.round_spec_checks import parse_new_spec

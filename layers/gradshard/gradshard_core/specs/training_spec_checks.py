@@ -10,13 +10,8 @@ from gradshard_core.errors import SpecError
 from gradshard_core.limits.aws_limits import PREFIX_GETS
 from gradshard_core.limits.own_limits import MAX_COUNTED, MAX_SPEC_BYTES
 from gradshard_core.privacy.secret_client_sampling import SecretSample
-from gradshard_core.specs.masking_options import (
-    NOT_IN_MASKED_TRAININGS,
-    NOT_MASKED,
-)
-from gradshard_core.specs.option_kinds import (
-    check_names,
-)
+from gradshard_core.specs.masking_options import NOT_IN_MASKED_TRAININGS, NOT_MASKED
+from gradshard_core.specs.option_kinds import check_names
 from gradshard_core.specs.round_spec_checks import parse_new_spec
 from gradshard_core.specs.training_round_options import roster_of
 from gradshard_core.specs.training_spec import BUFFERED, DEFAULTS, OPTIONS, TrainingSpec

@@ -8,7 +8,6 @@ from gradshard_core.errors import SpecError
 
 MAX_COUNT: Final = 2**53
 
-
 MOST: Final = {"batch_size": 2, "epochs": 8, "learning_rate": 2}
 """The highest settings, as multiples of the base, where none are given. A learning rate that suits
 the base does not survive being scaled by 8 (benchmarks/stragglers.md), so the batch ends early."""

@@ -31,7 +31,6 @@ from gradshard_core.stragglers.client_report import Report
 FORGET_ROUNDS: Final = 20
 """A client that has been away for more rounds is new again."""
 
-
 SLACK: Final = 1e-9
 """The relative tolerance for rounding, so that a client that meets the target exactly fits."""
 

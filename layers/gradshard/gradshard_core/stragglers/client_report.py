@@ -12,10 +12,8 @@ from gradshard_core.stragglers.assignment_settings import MAX_COUNT
 REPORTED: Final = ("train_seconds", "batch_size", "epochs", "steps")
 """The metadata of an update that describes its training."""
 
-
 MAX_TRAIN_SECONDS: Final = 7 * 24 * 3600.0
 """The longest training that is believed: as long as a round may be open."""
-
 
 MIN_SECONDS_PER_SAMPLE: Final = 1e-9
 """The fastest training that is believed; no device is so fast."""

@@ -22,7 +22,7 @@ from gradshard_core.records.training_state import (
 )
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.round_spec import DEFAULT_TIMEOUT, RoundSpec
-from gradshard_core.specs.round_spec_checks import parse_new_spec
+from gradshard_core.specs.round_spec_checks import default_quorum, parse_new_spec
 from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings import client_sampling, training_cost
 from gradshard_core.trainings.pause_or_end import ended, paused, stopped
@@ -180,7 +180,7 @@ def evaluation_spec(spec: TrainingSpec, clients: Sequence[str], awaited: int) ->
     """Return the spec of a round in which clients send metrics and no tensors of the model."""
     fields: dict[str, Any] = {
         "clients": list(clients),
-        "min_clients": spec.round.get("min_clients") or awaited // 2 + 1,
+        "min_clients": spec.round.get("min_clients") or default_quorum(awaited),
         "timeout": spec.round.get("timeout"),
         # Stated, so that no majority of clients decides on it.
         "layout": client_metrics.EVALUATION_LAYOUT,

@@ -4,13 +4,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from gradshard_core.privacy.noise_tree import NoiseTree
-from gradshard_core.records.training_state import (
-    ENDED,
-    PAUSED,
-    Best,
-    Invitation,
-    TrainingState,
-)
+from gradshard_core.records.training_state import ENDED, PAUSED, Best, Invitation, TrainingState
 from gradshard_core.specs.training_spec import TrainingSpec
 from gradshard_core.trainings.round_outcome import Outcome
 

@@ -20,6 +20,7 @@ from gradshard_core.planning.plan import Plan
 from gradshard_core.planning.plan_parts import Contributor
 from gradshard_core.records.manifest_status import COMPLETED
 from gradshard_core.records.plan_and_manifest import read_manifest, read_plan, read_replan
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings import training_cost
 
@@ -232,7 +233,7 @@ def _read_all(store: S3Store, contributors: Sequence[Contributor]) -> Iterator[_
         except UpdateError as error:
             return str(error)
 
-    with ThreadPoolExecutor(training_cost.HEADERS_AT_ONCE) as pool:
+    with ThreadPoolExecutor(SMALL_OBJECT_READERS) as pool:
         for contributor, found in zip(contributors, pool.map(read, contributors), strict=True):
             yield contributor.client, contributor.samples, found
 

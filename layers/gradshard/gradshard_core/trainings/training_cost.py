@@ -16,6 +16,7 @@ from gradshard_core.costs.workload_of_spec import workload_of
 from gradshard_core.limits import aws_limits
 from gradshard_core.planning import shard_count
 from gradshard_core.planning.plan import Plan
+from gradshard_core.s3.parallel_reads import SMALL_OBJECT_READERS
 from gradshard_core.specs.round_spec import RoundSpec
 
 TRANSITIONS: Final = 3
@@ -30,9 +31,6 @@ ADVANCE_SECONDS: Final = 0.5
 ADVANCE_CPU_SECONDS_PER_CLIENT: Final = 3.9e-5
 """Of inviting and of recording a round together, S3 in memory: 3.9 CPU-seconds for 100,000 clients
 (python -m benchmarks.large_round 100000 --training, 2-core x86-64 machine, 2026-11)."""
-
-HEADERS_AT_ONCE: Final = 16
-"""Headers that advance_training reads at the same time."""
 
 ADVANCE_PUTS: Final = 2
 """State and record. To these come the list of members, and pieces of long lists."""
@@ -51,7 +49,6 @@ LISTS_WRITTEN: Final = 3
 NOTICES_GB_SECONDS: Final = 0.25 * 0.1
 NOTICES_PUTS: Final = 1
 """The list of notices, which costs as much as a PUT."""
-
 
 ARRIVAL_GETS: Final = 11
 """Of collect_update for an update of a buffered training, beyond one of a round: options and state
@@ -89,7 +86,7 @@ def advance_seconds(clients: int) -> float:
     cpu_seconds = (
         ADVANCE_CPU_SECONDS_PER_CLIENT + assumed_speeds.LISTED_CPU_SECONDS
     ) * clients + assumed_speeds.REQUEST_CPU_SECONDS * (headers + others)
-    waiting = assumed_speeds.REQUEST_SECONDS * (headers / HEADERS_AT_ONCE + others)
+    waiting = assumed_speeds.REQUEST_SECONDS * (headers / SMALL_OBJECT_READERS + others)
     # That of a small round is in the least.
     of_small = assumed_speeds.REQUEST_SECONDS * (ADVANCE_GETS + ADVANCE_PUTS + NOTICES_PUTS + 1)
     share = ADVANCE_MEMORY_MB / aws_limits.MB_PER_VCPU
