@@ -13,7 +13,7 @@ from gradshard_core.costs import assumed_speeds, aws_prices, request_counts, rou
 from gradshard_core.costs.bandwidth_model import BURST
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB
 from gradshard_core.costs.round_projection import Projection
-from gradshard_core.costs.workload_of_spec import workload_of
+from gradshard_core.costs.workload_from_spec import workload_of
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.limits import aws_limits
 from gradshard_core.limits.aws_limits import MB_PER_VCPU

@@ -27,7 +27,7 @@ from tests.unit.observability.test_embedded_metrics import ENVIRONMENT
 
 from gradshard import Federation
 from gradshard.client.model import Model
-from gradshard.local_engine import up_and_down
+from gradshard.local_engine import lifecycle
 from gradshard_core.aggregation import topologies
 from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.observability.memory import peak_memory_mb, reset_peak_memory
@@ -224,7 +224,7 @@ def _check(
 
 def on_engine(clients: int, terms: dict[str, Any]) -> None:
     """Run a round on the local engine."""
-    engine = up_and_down.up(0, progress=print, owner=os.getpid())
+    engine = lifecycle.up(0, progress=print, owner=os.getpid())
     try:
         os.environ.update(engine.environment)
         federation, updates = Federation(), Updates(clients)
@@ -258,7 +258,7 @@ def on_engine(clients: int, terms: dict[str, Any]) -> None:
         assert [c["client"] for c in manifest["contributors"]] == updates.names
         print(f"{clients:,} clients: the bits are those of a plain loop")
     finally:
-        up_and_down.down(engine.port, delete=True)
+        lifecycle.down(engine.port, delete=True)
 
 
 def _time(stated: str) -> float:

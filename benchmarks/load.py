@@ -20,8 +20,8 @@ from tests import reference
 from gradshard import Federation
 from gradshard.aws.boto_client import make_client
 from gradshard.aws.client_store import ClientStore
-from gradshard.local_engine import up_and_down
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine import lifecycle
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.units import MIB
 
 COLUMNS = [
@@ -82,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small scenarios, a minute")
     scenarios = QUICK if parser.parse_args().quick else SCENARIOS
-    engine = up_and_down.up(0, progress=print, owner=os.getpid())
+    engine = lifecycle.up(0, progress=print, owner=os.getpid())
     try:
         os.environ.update(engine.environment)
         print(f"| {' | '.join(COLUMNS)} |")
@@ -90,7 +90,7 @@ def main() -> None:
         for scenario in scenarios:
             print(run(scenario, engine), flush=True)
     finally:
-        up_and_down.down(engine.port, delete=True)
+        lifecycle.down(engine.port, delete=True)
 
 
 def run(scenario: Scenario, engine: Engine) -> str:

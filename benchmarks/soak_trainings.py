@@ -27,7 +27,7 @@ from safetensors.numpy import load
 
 from gradshard import Federation
 from gradshard.client.training import Training
-from gradshard.local_engine import up_and_down
+from gradshard.local_engine import lifecycle
 from gradshard_core.errors import GradshardError
 from gradshard_core.formats.object_keys import ROUNDS, ObjectVersion, RoundKeys, parse_update_key
 from gradshard_core.records.training_state import ENDED, PAUSED, Invitation
@@ -254,7 +254,7 @@ def facts(federation: Federation, training: Training) -> dict[str, Any]:
     }
 
 
-def drive(engine: up_and_down.Engine, options: argparse.Namespace) -> dict[str, Any]:
+def drive(engine: lifecycle.Engine, options: argparse.Namespace) -> dict[str, Any]:
     """Leave the trainings alone, and return what became of them."""
     rng = random.Random(options.seed)  # noqa: S311 - not a secret
     federation = Federation(local=True, port=engine.port)
@@ -315,14 +315,14 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = os.environ["XDG_DATA_HOME"] = cache
-        engine = up_and_down.up(0, owner=os.getpid())
+        engine = lifecycle.up(0, owner=os.getpid())
         try:
             print(json.dumps(drive(engine, options), indent=2))
         except GradshardError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             raise
         finally:
-            up_and_down.down(engine.port, delete=True)
+            lifecycle.down(engine.port, delete=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import settings
 
 from gradshard.aws.boto_client import default_session
-from gradshard.local_engine import up_and_down
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine import lifecycle
+from gradshard.local_engine.lifecycle import Engine
 
 # The same examples in every run, so that a change fails for its own mistakes only;
 # `pytest --hypothesis-profile=default` draws new ones.
@@ -71,7 +71,7 @@ def engine(
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             patch.delenv(name)
-        engine = up_and_down.up(0, bind=_docker_address(), keeper=True, owner=os.getpid())
+        engine = lifecycle.up(0, bind=_docker_address(), keeper=True, owner=os.getpid())
         for name, value in engine.environment.items():
             patch.setenv(name, value)
         # The default sessions keep the credentials that they found first.
@@ -80,7 +80,7 @@ def engine(
         # It finds the engine's now; a later test may have set others while it runs.
         default_session().get_credentials()
         yield engine
-        up_and_down.down(engine.port, delete=True)
+        lifecycle.down(engine.port, delete=True)
     default_session.cache_clear()
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, NoReturn
 import plain_numpy
 import resnet18
 from gradshard import Federation, GradshardError
-from gradshard.local_engine import up_and_down
+from gradshard.local_engine import lifecycle
 from plain_numpy import Array, Update
 from screen import Outcome, Screen, Steps, size
 from training import CLIENTS, FederatedTraining
@@ -82,11 +82,11 @@ def run(port: int, screen: Screen) -> list[Outcome]:
 @contextmanager
 def engine(port: int, screen: Screen) -> Iterator[None]:
     """Have an engine with the application deployed to it; one that ran before is left running."""
-    was_running = up_and_down.status(port).running
+    was_running = lifecycle.status(port).running
     screen.title("The application, deployed by `sam` to an engine on this machine")
     try:
         with screen.steps() as steps:
-            up_and_down.up(port, progress=steps.begin)
+            lifecycle.up(port, progress=steps.begin)
         yield
     finally:
         if not was_running:
@@ -96,7 +96,7 @@ def engine(port: int, screen: Screen) -> Iterator[None]:
             screen.title("Clean-up")
             with screen.steps() as steps:
                 steps.begin("stopping the engine")
-                up_and_down.down(port)
+                lifecycle.down(port)
 
 
 def train_digits(federation: Federation, name: str, screen: Screen) -> list[Outcome]:

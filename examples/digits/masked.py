@@ -18,7 +18,7 @@ import numpy as np
 import network
 import plain_numpy
 from gradshard import Federation, Keeper, Mask
-from gradshard.local_engine import up_and_down
+from gradshard.local_engine import lifecycle
 from gradshard.updates.mask_identity import make_identity
 from gradshard_core.specs.masking_options import parse_masking
 from plain_numpy import Array, Update
@@ -36,11 +36,11 @@ def main() -> int:
     """Run the demo and return the process's exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="port of the local engine")
-    engine = up_and_down.up(parser.parse_args().port, ephemeral=True, keeper=True, progress=print)
+    engine = lifecycle.up(parser.parse_args().port, ephemeral=True, keeper=True, progress=print)
     try:
         return train(engine.port)
     finally:
-        up_and_down.down(engine.port)
+        lifecycle.down(engine.port)
 
 
 def train(port: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 import processes
-from gradshard.local_engine import up_and_down
+from gradshard.local_engine import lifecycle
 
 HERE: Final = Path(__file__).resolve().parent
 STRATEGIES: Final = ("flower", "s3", "s3-references")
@@ -52,7 +52,7 @@ def main() -> int:
         "EXAMPLE_CLIENTS": str(options.clients),
     }
     if options.port is not None:
-        settings |= up_and_down.status(options.port).environment
+        settings |= lifecycle.status(options.port).environment
     figures = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -22,8 +22,8 @@ from typing import Any, Final
 
 from gradshard import Federation
 from gradshard.client.training import Training
-from gradshard.local_engine import up_and_down
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine import lifecycle
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.records.training_state import PAUSED, RUNNING
 from mnist import TRAINING
 
@@ -155,7 +155,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
-        engine = up_and_down.up(0, owner=os.getpid())
+        engine = lifecycle.up(0, owner=os.getpid())
         try:
             common = ["--port", str(engine.port), "--model", options.model]
             common += ["--clients", str(options.clients)]
@@ -186,7 +186,7 @@ def main() -> None:
             found = {"model": options.model, **figures(training), **faults}
             print(json.dumps({**found, "seconds": seconds, "codes": codes}, indent=2))
         finally:
-            up_and_down.down(engine.port, delete=True)
+            lifecycle.down(engine.port, delete=True)
 
 
 if __name__ == "__main__":

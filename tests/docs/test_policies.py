@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, GradshardError
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.local_engine.up_and_down import REGION, Engine
+from gradshard.local_engine.lifecycle import REGION, Engine
 from gradshard.papers.topology_trials import Outcome, compare, trials
 from gradshard_core.errors import RoundFailed
 from tests.docs.pages import ROOT

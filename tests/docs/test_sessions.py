@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from tests.docs.pages import PAGES, RUN, blocks
 from tests.docs.session import COMMANDS, Session, port_shim
 from tests.e2e.command import command_file

@@ -78,7 +78,7 @@ def test_docstrings_are_on_the_site(site: Path) -> None:
         "gradshard.client.round_by_ticket.TicketRound.submit",
         "gradshard.torch.delta",
         "gradshard.flower.S3FedAvg",
-        "gradshard.local_engine.up_and_down.up",
+        "gradshard.local_engine.lifecycle.up",
         "gradshard_core.errors.RoundFailed",
     ):
         assert f'id="{name}"' in page

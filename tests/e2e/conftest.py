@@ -7,7 +7,7 @@ import boto3
 import pytest
 
 from gradshard import Federation
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from tests.e2e.deployed import Deployed
 
 

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 from gradshard import Federation
 from gradshard.aws.boto_client import make_client
 from gradshard.aws.client_store import ClientStore
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard.updates import uploads
 from tests import reference
 from tests.e2e.deployed import Deployed, until

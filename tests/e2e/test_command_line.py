@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from gradshard.local_engine.lifecycle import Engine
 from gradshard.local_engine.process_control import free_port
-from gradshard.local_engine.up_and_down import Engine
 from tests import reference
 from tests.e2e.command import gradshard
 

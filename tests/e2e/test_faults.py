@@ -13,8 +13,8 @@ import pytest
 from gradshard import Federation
 from gradshard.aws.boto_client import make_client
 from gradshard.aws.client_store import ClientStore
-from gradshard.local_engine import up_and_down
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine import lifecycle
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import WaitTimeoutError
 from gradshard_core.formats.s3_notifications import parse_notifications
 from gradshard_core.rounds import aws_requests
@@ -234,9 +234,9 @@ def test_a_round_that_is_open_while_the_stack_is_deployed_again(
     round_ = federation.open_round("updated", clients=["a", "b"], timeout=600)
     round_.submit("a", update(1), samples=1)
     (engine.state / "deployed").write_text("another version")
-    up_and_down.up(engine.port)
+    lifecycle.up(engine.port)
     round_.submit("b", update(2), samples=2)
     assert contributors(round_.wait(SECONDS)) == ["a", "b"]
     assert_average(round_.fetch(), [update(1), update(2)], [1, 2])
     assert deployed.ended("updated")["status"] == "SUCCEEDED"
-    assert until(lambda: up_and_down.status(engine.port).deployed)
+    assert until(lambda: lifecycle.status(engine.port).deployed)

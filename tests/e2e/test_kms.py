@@ -17,8 +17,8 @@ import pytest
 from gradshard import Federation
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.deployment import sam_command
-from gradshard.local_engine import application, process_control, up_and_down
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine import application, lifecycle, process_control
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import RoundStateError, TicketError
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked
@@ -39,7 +39,7 @@ def key(engine: Engine) -> str:
 @pytest.fixture(scope="module")
 def stack(engine: Engine, key: str) -> Iterator[Deployed]:
     """The application under that key."""
-    build = application.find_or_build(engine, up_and_down.STACK, print)
+    build = application.find_or_build(engine, lifecycle.STACK, print)
     config = build.sources / "samconfig.toml"
     given = [*application.template_parameters(config, engine), f"KmsKeyArn={key}"]
     line = [

@@ -23,8 +23,8 @@ from safetensors.numpy import save_file
 
 from gradshard import Federation
 from gradshard.deployment.defaults import KEEPER_STACK
-from gradshard.local_engine import application, up_and_down
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine import application, lifecycle
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.s3.sigv4 import sign
 
 pytestmark = pytest.mark.e2e
@@ -65,7 +65,7 @@ def reset(engine: Engine) -> None:
         {},
         {},
         b"",
-        region=up_and_down.REGION,
+        region=lifecycle.REGION,
         credentials=engine.credentials,
         now=datetime.now(UTC),
     )
@@ -190,17 +190,17 @@ def test_an_unknown_key_is_answered_with_advice(engine: Engine) -> None:
 
 
 def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) -> None:
-    own = up_and_down.up(0)
+    own = lifecycle.up(0)
     at = ("--local", "--port", own.port)
 
     def federation() -> Federation:
         return Federation(local=True, port=own.port)
 
     def kill(signal_to: Callable[[int, int], None]) -> None:
-        pid = up_and_down.status(own.port).pid
+        pid = lifecycle.status(own.port).pid
         assert pid
         signal_to(pid, signal.SIGKILL)
-        while up_and_down.status(own.port).running:
+        while lifecycle.status(own.port).running:
             time.sleep(0.05)
 
     submitted = np.arange(1_000_000, dtype="f4")
@@ -214,14 +214,14 @@ def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) ->
         assert "no local engine is running" in run("show", "before", *at).stderr
         # The application was in the memory of the engine, and is deployed again.
         said("local", "up", "--port", own.port)
-        assert up_and_down.status(own.port).credentials != key
+        assert lifecycle.status(own.port).credentials != key
         assert np.array_equal(federation().round("first").fetch()["w"], submitted)
 
         round_ = federation().open_round("kept", clients=["a"], timeout=600)
         round_.submit("a", {"w": submitted}, samples=1)
         round_.wait(240)
-        assert up_and_down.down(own.port)
-        up_and_down.up(own.port)
+        assert lifecycle.down(own.port)
+        lifecycle.up(own.port)
         assert np.array_equal(federation().round("kept").fetch()["w"], submitted)
         assert "kept" in said("list", *at)
         # And rounds go on.
@@ -230,27 +230,27 @@ def test_rounds_survive_down_up_and_a_kill(engine: Engine, own_folders: None) ->
         following.wait(240)
 
         kill(os.killpg)
-        up_and_down.up(own.port)
+        lifecycle.up(own.port)
         assert np.array_equal(federation().round("following").fetch()["w"], submitted)
     finally:
-        up_and_down.down(own.port, delete=True)
+        lifecycle.down(own.port, delete=True)
     assert not own.kept.exists()
 
 
 def test_an_ephemeral_engine_keeps_nothing_and_is_deployed_to_after_a_reset(
     engine: Engine, own_folders: None
 ) -> None:
-    own = up_and_down.up(0, ephemeral=True, owner=os.getpid())
+    own = lifecycle.up(0, ephemeral=True, owner=os.getpid())
     at = ("--local", "--port", own.port)
     try:
         said("open", "gone", "--client", "a", *at)
         assert not own.kept.exists()
         reset(own)
         assert run("local", "status", "--port", own.port).returncode == 1
-        up_and_down.up(own.port)
+        lifecycle.up(own.port)
         said("open", "after-reset", "--client", "a", *at)
-        up_and_down.up(own.port)
+        lifecycle.up(own.port)
     finally:
-        up_and_down.down(own.port)
+        lifecycle.down(own.port)
     assert not own.folder.exists()
-    up_and_down.down(own.port)
+    lifecycle.down(own.port)

@@ -11,7 +11,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from gradshard import Federation, Keeper, Mask, RoundFailed
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard.updates.mask_identity import make_identity
 from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError, UpdateError

@@ -19,7 +19,7 @@ from botocore.exceptions import ClientError
 
 from gradshard import Federation, Round, RoundFailed
 from gradshard.client.training_by_ticket import TicketTraining
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.formats.object_keys import ModelKeys, RoundKeys
 from tests import reference
 from tests.e2e.deployed import Deployed, send_unchecked, until

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from tests.e2e import example_round
 from tests.e2e.deployed import Deployed
 

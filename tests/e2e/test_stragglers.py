@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from gradshard import Federation
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import RoundStateError, UpdateError
 from tests import reference
 from tests.e2e.command import gradshard

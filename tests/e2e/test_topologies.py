@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.costs import aws_prices
 from tests import reference
 from tests.e2e.deployed import Deployed, until

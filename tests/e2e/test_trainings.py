@@ -23,7 +23,7 @@ from gradshard import Federation
 from gradshard.client.external_program import Program
 from gradshard.client.training import Training
 from gradshard.client.training_loop import Participation
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import RoundFailed, TrainingFailed, WaitTimeoutError
 from gradshard_core.formats.object_keys import TrainingKeys
 from gradshard_core.records.training_state import Invitation, TrainingState, change_state

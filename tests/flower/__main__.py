@@ -9,7 +9,7 @@ import sys
 import tempfile
 from typing import Final
 
-from gradshard.local_engine import up_and_down
+from gradshard.local_engine import lifecycle
 
 TESTS: Final = (
     "tests/unit/aggregation/test_server_optimizers.py",
@@ -22,13 +22,13 @@ def main(python: str) -> int:
     """Run the tests, and return pytest's exit code."""
     with tempfile.TemporaryDirectory() as cache:
         os.environ["XDG_CACHE_HOME"] = cache
-        engine = up_and_down.up(0, keeper=True, owner=os.getpid())
+        engine = lifecycle.up(0, keeper=True, owner=os.getpid())
         try:
             command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *TESTS]
             variables = os.environ | engine.environment | {"FLWR_TELEMETRY_ENABLED": "0"}
             return subprocess.run(command, env=variables, check=False).returncode
         finally:
-            up_and_down.down(engine.port, delete=True)
+            lifecycle.down(engine.port, delete=True)
 
 
 if __name__ == "__main__":

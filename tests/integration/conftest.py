@@ -8,7 +8,7 @@ import pytest
 
 from gradshard.aws.boto_client import make_client
 from gradshard.aws.client_store import ClientStore
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.s3.http_transport import HttpTransport
 from gradshard_core.s3.store import S3Store
 from tests.integration.by_hand import Round

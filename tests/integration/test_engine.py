@@ -11,8 +11,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
+from gradshard.local_engine.lifecycle import Engine
 from gradshard.local_engine.ministack_lambda import PROCESSES_OF_A_FUNCTION
-from gradshard.local_engine.up_and_down import Engine
 
 STUB = """
 import json, os

@@ -21,7 +21,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
 from gradshard.local_engine import process_control
-from gradshard.local_engine.up_and_down import REGION, Engine
+from gradshard.local_engine.lifecycle import REGION, Engine
 
 ROLE = {
     "Action": "CreateRole",

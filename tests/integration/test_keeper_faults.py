@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradshard.aws import client_timeouts
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import StoreError
 from gradshard_core.formats.masked_updates import roster_digest
 from gradshard_core.formats.object_keys import RoundKeys

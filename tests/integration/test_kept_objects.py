@@ -25,7 +25,7 @@ from gradshard.local_engine.large_objects import (
     _open,
     _patch_writing,
 )
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.s3.range_streams import RangeStream
 from gradshard_core.s3.store import S3Store
 from gradshard_core.s3.task_client import TaskS3Client

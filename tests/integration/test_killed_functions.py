@@ -14,7 +14,7 @@ import boto3
 import numpy as np
 import pytest
 
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.s3.store import S3Store
 from tests.integration.forks import Lane, lane
 from tests.integration.machine import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gradshard.local_engine import process_control, up_and_down
+from gradshard.local_engine import lifecycle, process_control
 from gradshard.utils.polling import poll
 from gradshard_core.errors import EngineError
 
@@ -37,33 +37,33 @@ def taken() -> Iterator[int]:
 
 def test_a_port_that_is_taken(taken: int) -> None:
     with pytest.raises(EngineError, match=rf"port {taken} .* choose another with --port"):
-        up_and_down.up(taken)
-    assert not up_and_down.status(taken).running
+        lifecycle.up(taken)
+    assert not lifecycle.status(taken).running
 
 
 def test_an_address_that_is_not_this_machines() -> None:
     with pytest.raises(EngineError, match=rf"{NOBODYS} cannot .* choose another with --bind"):
-        up_and_down.up(0, bind=NOBODYS)
+        lifecycle.up(0, bind=NOBODYS)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "::"])  # noqa: S104
 def test_every_address_at_once_is_not_meant(address: str) -> None:
     with pytest.raises(EngineError, match="every address of this machine: name the one"):
-        up_and_down.up(0, bind=address)
+        lifecycle.up(0, bind=address)
 
 
 def test_a_second_start_of_an_engine_waits_for_the_first() -> None:
     entered = threading.Event()
 
     def second() -> None:
-        with up_and_down.exclusive(4571):
+        with lifecycle.exclusive(4571):
             entered.set()
 
     thread = threading.Thread(target=second)
-    with up_and_down.exclusive(4571):
+    with lifecycle.exclusive(4571):
         thread.start()
         assert not entered.wait(0.3)
-        with up_and_down.exclusive(4572):
+        with lifecycle.exclusive(4572):
             pass  # another engine's
     thread.join(10)
     assert entered.is_set()
@@ -81,9 +81,9 @@ def test_an_engine_of_another_port_that_got_a_dead_ones_id_is_not_taken_for_it(c
             folder.mkdir(parents=True)
             (folder / "pid").write_text(str(process.pid))
         try:
-            assert not up_and_down.status(4571).running
-            assert up_and_down.status(4572).running
-            assert not up_and_down.down(4571)
+            assert not lifecycle.status(4571).running
+            assert lifecycle.status(4572).running
+            assert not lifecycle.down(4571)
             assert process.poll() is None
         finally:
             process.kill()
@@ -101,10 +101,10 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
         started.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
         return started[0].pid
 
-    monkeypatch.setattr(up_and_down, "_check_machine", lambda: None)  # which starts processes too
+    monkeypatch.setattr(lifecycle, "_check_machine", lambda: None)  # which starts processes too
     monkeypatch.setattr("os.posix_spawn", spawn)
     with pytest.raises(IsADirectoryError):
-        up_and_down.up(0)
+        lifecycle.up(0)
     assert not process_control.is_group_alive(started[0].pid)
     started[0].wait()
 
@@ -112,10 +112,10 @@ def test_an_engine_that_cannot_be_remembered_is_stopped(
 def test_an_engine_ends_with_its_owner_even_if_that_is_killed() -> None:
     program = """
 import os, time
-from gradshard.local_engine import process_control, up_and_down
-engine = up_and_down.status(process_control.free_port())
-up_and_down.start(engine, None, ephemeral=True, owner=os.getpid())
-print(up_and_down.status(engine.port).pid, flush=True)
+from gradshard.local_engine import lifecycle, process_control
+engine = lifecycle.status(process_control.free_port())
+lifecycle.start(engine, None, ephemeral=True, owner=os.getpid())
+print(lifecycle.status(engine.port).pid, flush=True)
 time.sleep(600)
 """
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:

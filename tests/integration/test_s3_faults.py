@@ -14,7 +14,7 @@ from typing import Any, Self
 import pytest
 
 from gradshard.aws import client_timeouts
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.s3 import timeouts
 from gradshard_core.s3.store import S3Store
 from tests.integration.machine import (

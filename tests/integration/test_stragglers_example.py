@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradshard import Federation
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.stragglers.layer_reach import UniformDepth
 from gradshard_core.stragglers.salf import PartialRule
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine.lifecycle import Engine
 from gradshard_core.errors import ChangedObjectError, StoreError
 from gradshard_core.s3 import timeouts
 from gradshard_core.s3.range_streams import RangeStream

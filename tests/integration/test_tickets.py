@@ -18,10 +18,10 @@ from safetensors.numpy import load, load_file, save_file
 from gradshard.aws.boto_client import make_client, make_session
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.round_by_ticket import TicketRound
-from gradshard.tickets import ticket_upload, upload_parts
+from gradshard.tickets import part_urls, ticket_upload
 from gradshard.tickets.issuer import issue_download_ticket, issue_ticket
+from gradshard.tickets.part_urls import PartUrls, encode_completion
 from gradshard.tickets.round_ticket import Ticket
-from gradshard.tickets.upload_parts import PartUrls, encode_completion
 from gradshard.updates.compression import Compression
 from gradshard.updates.residual import Residual
 from gradshard.updates.upload_source import PaddedContent, TensorContent
@@ -475,7 +475,7 @@ class TestInParts:
 
     @pytest.fixture(autouse=True)
     def _parts_as_small_as_s3_takes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(upload_parts, "MIN_PART_BYTES", 5 * MIB)
+        monkeypatch.setattr(part_urls, "MIN_PART_BYTES", 5 * MIB)
 
     @pytest.fixture
     def large(self) -> dict[str, reference.Array]:

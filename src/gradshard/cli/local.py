@@ -10,7 +10,7 @@ from gradshard.cli.command_groups import Commands
 from gradshard.cli.options import debuggable, json_option, option, port_option, quiet_option
 from gradshard.cli.output import confirm, print_json
 from gradshard.cli.terminal_progress import waiting
-from gradshard.local_engine import up_and_down as engines
+from gradshard.local_engine import lifecycle as engines
 
 
 @click.group(cls=Commands, invoke_without_command=True)

@@ -25,7 +25,7 @@ from gradshard_core.costs import aws_prices, large_round_limits, memory_projecti
 from gradshard_core.costs.lambda_config import DEFAULT_MEMORY_MB, MEMORIES_MB, LambdaConfig
 from gradshard_core.costs.round_projection import Projection
 from gradshard_core.costs.workload import Workload
-from gradshard_core.costs.workload_of_spec import workload_of
+from gradshard_core.costs.workload_from_spec import workload_of
 from gradshard_core.formats.codecs.registry import CODECS
 from gradshard_core.limits import aws_limits
 from gradshard_core.limits.own_limits import MAX_CLIENTS

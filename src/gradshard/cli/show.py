@@ -13,7 +13,7 @@ from rich.table import Table
 from gradshard.cli.options import connected, json_option, ticket_option
 from gradshard.cli.output import cell, dollars, print_json
 from gradshard.cli.ticket import load, named
-from gradshard.client.decision_text import sample_in_words, verdict_on
+from gradshard.client.robust_decision_text import sample_in_words, verdict_on
 from gradshard.utils.text import format_size, pluralize
 from gradshard_core.formats.object_keys import RoundKeys
 from gradshard_core.formats.tensor_layout import shorten

@@ -26,7 +26,7 @@ from gradshard.cli.options_from_spec import declared_option, round_options
 from gradshard.cli.output import cell, confirm, is_quiet, print_json
 from gradshard.cli.terminal_progress import waiting
 from gradshard.cli.ticket import write_ticket
-from gradshard.cli.training_view import ROWS, STYLES, View, best_of, left_of, line_of, money, render
+from gradshard.cli.train_show import ROWS, STYLES, View, best_of, left_of, line_of, money, render
 from gradshard.utils.atomic_file import atomic_file
 from gradshard.utils.text import escape_terminal, format_size, pluralize, shortened
 from gradshard_core.errors import TrainingFailed

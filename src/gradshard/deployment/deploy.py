@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from botocore.exceptions import BotoCoreError
 
 from gradshard.aws.boto_client import make_session
-from gradshard.deployment import application_sources, layer_build, sam_command, user_config
+from gradshard.deployment import application_sources, lambda_layer_build, sam_command, user_config
 from gradshard.deployment.defaults import STACK
 from gradshard_core.errors import DeployError
 from gradshard_core.limits import aws_limits
@@ -107,7 +107,7 @@ def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
     """
     options = parse_options(arguments, KEEPER_ENVIRONMENT if keeper else "default")
     sam = sam_command.find_sam()
-    layer_build.check_builder()
+    lambda_layer_build.check_builder()
     with application_sources.folder() as sources:
         config = _config_file(options, sources, user_config.answers(keeper=keeper))
         if options.value("--stack-name") or not options.guided:
@@ -120,7 +120,7 @@ def deploy(arguments: Sequence[str], *, keeper: bool = False) -> Deployed:
         file = sources / (application_sources.KEEPER if keeper else "template.yaml")
         template = ["--template-file", str(file), "--base-dir", str(file.parent)]
         _run([sam, "build", *template, "--build-dir", str(build), *common])
-        layer_build.compile_layers(build)
+        lambda_layer_build.compile_layers(build)
         built = ["--template-file", str(build / "template.yaml")]
         try:
             _run([sam, "deploy", *built, *common, *options.rest])

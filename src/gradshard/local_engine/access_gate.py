@@ -208,7 +208,7 @@ class Gate:
 
 
 def read_credentials(file: Path) -> Credentials:
-    """Read an engine's own key, as :func:`gradshard.local_engine.up_and_down.up` keeps it."""
+    """Read an engine's own key, as :func:`gradshard.local_engine.lifecycle.up` keeps it."""
     record = json.loads(file.read_text())
     return Credentials(record["access_key"], record["secret_key"])
 

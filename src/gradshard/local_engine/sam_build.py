@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from gradshard.deployment import application_sources, layer_build
+from gradshard.deployment import application_sources, lambda_layer_build
 from gradshard.local_engine.running_engines import cache_folder
 
 BuildCommand = Callable[[Path, list[str]], None]
@@ -123,7 +123,7 @@ def _make(new: Build, template: Path, build: BuildCommand) -> None:
     source = new.sources / template
     arguments = ["--template-file", str(source), "--base-dir", str(source.parent)]
     build(new.sources, [*arguments, "--build-dir", str(new.folder)])
-    layer_build.compile_layers(new.folder)
+    lambda_layer_build.compile_layers(new.folder)
     text = new.template.read_text()
     for layer in new.folder.glob("*Layer"):
         _zip(layer)

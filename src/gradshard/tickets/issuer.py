@@ -9,8 +9,8 @@ from typing import Any
 
 from gradshard.aws.client_store import ClientStore
 from gradshard.tickets.lifetime import MAX_SECONDS
+from gradshard.tickets.part_urls import MAX_UPDATE_BYTES, issue_part_urls
 from gradshard.tickets.round_ticket import Ticket, own_ticket
-from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES, issue_part_urls
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys
 from gradshard_core.formats.tensor_layout import Layout

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from gradshard.tickets.allowed_hosts import is_url, origin_of
+from gradshard.tickets.part_urls import MAX_UPDATE_BYTES, PartUrls
 from gradshard.tickets.ticket_file import TicketFile
-from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES, PartUrls
 from gradshard_core.formats.object_keys import check_id
 from gradshard_core.formats.presigned_urls import UrlTable, find_url, numbers_of, urls_of
 from gradshard_core.formats.tensor_layout import Layout

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import IO, Any, Final
 
 from gradshard.tickets.http_client import Response
+from gradshard.tickets.part_urls import PartUrls, encode_completion, parse_part_list
 from gradshard.tickets.round_ticket import Ticket
-from gradshard.tickets.upload_parts import PartUrls, encode_completion, parse_part_list
 from gradshard.tickets.url_requests import CHECKSUM_HEADER, TicketRequests
 from gradshard.updates.upload_source import Content
 from gradshard.updates.uploads import (

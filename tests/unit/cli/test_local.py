@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.local_engine import up_and_down
-from gradshard.local_engine.up_and_down import Engine
+from gradshard.local_engine import lifecycle
+from gradshard.local_engine.lifecycle import Engine
 from tests.unit.cli.commands import Run
 
 
@@ -15,8 +15,8 @@ def test_local_status_is_the_exit_code(
     run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pid: int | None
 ) -> None:
     engine = Engine(port=4566, pid=pid, folder=tmp_path, deployed=pid is not None)
-    monkeypatch.setattr(up_and_down, "status", lambda _port: engine)
-    monkeypatch.setattr(up_and_down, "has_application", lambda _engine: True)
+    monkeypatch.setattr(lifecycle, "status", lambda _port: engine)
+    monkeypatch.setattr(lifecycle, "has_application", lambda _engine: True)
     result = run("local", "status", "--json")
     assert result.exit_code == (0 if pid else 1)
     assert json.loads(result.stdout)["running"] is (pid is not None)

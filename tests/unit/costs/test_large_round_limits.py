@@ -1,6 +1,6 @@
 from gradshard_core.costs import large_round_limits
 from gradshard_core.costs.lambda_config import LambdaConfig
-from gradshard_core.costs.workload_of_spec import workload_of
+from gradshard_core.costs.workload_from_spec import workload_of
 from gradshard_core.planning import shard_count
 from gradshard_core.specs.round_spec_checks import parse_spec
 

@@ -12,7 +12,7 @@ import pytest
 from gradshard_core.costs import request_counts, round_cost
 from gradshard_core.costs.lambda_config import LambdaConfig
 from gradshard_core.costs.request_counts import Requests
-from gradshard_core.costs.workload_of_spec import lists_of
+from gradshard_core.costs.workload_from_spec import lists_of
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, StoredTensors
 from gradshard_core.formats.tensor_layout import Layout, encode_header
 from gradshard_core.planning.plan import Plan

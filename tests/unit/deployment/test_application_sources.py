@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gradshard.deployment import application_sources, layer_build, sam_command
+from gradshard.deployment import application_sources, lambda_layer_build, sam_command
 from gradshard_core.errors import DeployError
 
 UNCHECKED = 0b01
@@ -19,7 +19,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A module of a layer that was built, and this Python as the functions'."""
     folder = tmp_path / "tools"
     folder.mkdir()
-    (folder / f"python{layer_build.RUNTIME}").symlink_to(sys.executable)
+    (folder / f"python{lambda_layer_build.RUNTIME}").symlink_to(sys.executable)
     monkeypatch.setattr(sam_command, "search_path", lambda: str(folder))
     file = tmp_path / application_sources.LAYER / "python" / "package" / "module.py"
     file.parent.mkdir(parents=True)
@@ -28,7 +28,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_layer_is_deployed_with_bytecode(module: Path, tmp_path: Path) -> None:
-    layer_build.compile_layers(tmp_path)
+    lambda_layer_build.compile_layers(tmp_path)
     [bytecode] = module.parent.glob("__pycache__/*.pyc")
     assert int.from_bytes(bytecode.read_bytes()[4:8], "little") == UNCHECKED
     # It is what is run, whatever the times of files say.
@@ -47,4 +47,4 @@ def test_a_layer_is_deployed_with_bytecode(module: Path, tmp_path: Path) -> None
 def test_a_module_that_is_no_python_is_not_deployed(module: Path, tmp_path: Path) -> None:
     module.write_text("def\n")
     with pytest.raises(DeployError, match=r"GradshardLayer cannot be compiled: .*module\.py"):
-        layer_build.compile_layers(tmp_path)
+        lambda_layer_build.compile_layers(tmp_path)

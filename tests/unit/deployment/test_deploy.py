@@ -11,9 +11,9 @@ from click.testing import CliRunner
 
 from gradshard.cli import main
 from gradshard.client.stack import Stack
-from gradshard.deployment import application_sources, deploy, layer_build, user_config
+from gradshard.deployment import application_sources, deploy, lambda_layer_build, user_config
 from gradshard.deployment.deploy import parse_options
-from gradshard.local_engine import up_and_down
+from gradshard.local_engine import lifecycle
 from gradshard_core.errors import DeployError, EngineError
 
 SAM = """\
@@ -310,9 +310,9 @@ def test_missing_tools_are_named(tools: Path, present: dict[str, int], message: 
 
 
 def test_the_local_engine_needs_the_functions_python(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_build, "RUNTIME", "3.99")
+    monkeypatch.setattr(lambda_layer_build, "RUNTIME", "3.99")
     with pytest.raises(EngineError, match=r"Python 3\.\d+\.\d+, and they need 3\.99"):
-        up_and_down.up(0)
+        lifecycle.up(0)
 
 
 @pytest.fixture

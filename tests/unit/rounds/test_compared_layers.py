@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradshard.cli import show
-from gradshard.client.decision_text import verdict_on
+from gradshard.client.robust_decision_text import verdict_on
 from gradshard.report.parts.decision import decision_part
 from gradshard.report.row_limits import Detail
 from gradshard_core.formats.codecs.registry import CODECS

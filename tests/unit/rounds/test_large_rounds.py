@@ -21,7 +21,7 @@ from gradshard.client.round_status import StatusPoller
 from gradshard_core.aggregation import topologies
 from gradshard_core.costs import large_round_limits, request_counts
 from gradshard_core.costs.request_counts import Lists
-from gradshard_core.costs.workload_of_spec import lists_of
+from gradshard_core.costs.workload_from_spec import lists_of
 from gradshard_core.errors import BrokenObjectError, PlanError, StoreError, UnreadableObjectError
 from gradshard_core.formats.long_lists import is_in_pieces
 from gradshard_core.formats.object_keys import ObjectVersion, RoundKeys, TrainingKeys

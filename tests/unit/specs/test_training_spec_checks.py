@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gradshard_core.costs.workload import Workload
-from gradshard_core.costs.workload_of_spec import workload_of
+from gradshard_core.costs.workload_from_spec import workload_of
 from gradshard_core.errors import SpecError
 from gradshard_core.specs.training_spec import OPTIONS, TrainingSpec
 from gradshard_core.specs.training_spec_checks import parse_training_spec

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from gradshard.aws.client_store import ClientStore
 from gradshard.client.round_by_ticket import TicketRound
 from gradshard.tickets.lifetime import MAX_SECONDS
+from gradshard.tickets.part_urls import MAX_UPDATE_BYTES
 from gradshard.tickets.round_ticket import Ticket
 from gradshard.tickets.ticket_file import TicketFile
 from gradshard.tickets.training_ticket import TrainingTicket
-from gradshard.tickets.upload_parts import MAX_UPDATE_BYTES
 from gradshard.updates.upload_source import TensorContent
 from gradshard.verification.verification_ticket import VerificationTicket
 from gradshard_core.errors import TicketError

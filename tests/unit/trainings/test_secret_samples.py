@@ -26,7 +26,7 @@ from gradshard_core.rounds.finalize_round import finalize_round
 from gradshard_core.rounds.open_round import open_round
 from gradshard_core.specs.training_spec_checks import parse_training_spec
 from gradshard_core.trainings.client_sampling import draw_in_secret
-from gradshard_core.trainings.hidden_state import seen_by
+from gradshard_core.trainings.state_for_tickets import seen_by
 from tests import reference
 from tests.unit.trainings.machine import MODEL, Machine
 from tests.unit.trainings.test_large_trainings import lower_sizes

@@ -1,4 +1,4 @@
-"""Admission to a round: find the updates that can be averaged together."""
+"""Find the updates that can be averaged together."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

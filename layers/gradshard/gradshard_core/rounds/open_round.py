@@ -15,7 +15,7 @@ from gradshard_core.records.model_registry import Version
 from gradshard_core.records.plan_and_manifest import piece_reader, read_plan
 from gradshard_core.records.training_state import read_state, read_training_spec, synchronous_round
 from gradshard_core.rounds import aws_requests, keeper_exchange, resume_round, waiting_record
-from gradshard_core.rounds.updates_from import check_source
+from gradshard_core.rounds.updates_of_other_rounds import check_source
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import check_layout
 from gradshard_core.specs.round_spec import RoundSpec

@@ -19,7 +19,7 @@ from gradshard_core.aggregation.topologies import TOPOLOGIES
 from gradshard_core.costs import memory_projection
 from gradshard_core.costs.round_projection import Projection
 from gradshard_core.costs.workload import Workload
-from gradshard_core.costs.workload_of_spec import lists_of
+from gradshard_core.costs.workload_from_spec import lists_of
 from gradshard_core.errors import PlanError, SpecError
 from gradshard_core.formats.compressed_updates import EncodedRuns, further_runs
 from gradshard_core.formats.dtypes import DTYPES

@@ -10,7 +10,7 @@ from gradshard_core.formats.tensor_layout import Layout
 from gradshard_core.records import model_registry
 from gradshard_core.records.model_registry import Version
 from gradshard_core.records.stored_spec import read_spec
-from gradshard_core.rounds.updates_from import check_source
+from gradshard_core.rounds.updates_of_other_rounds import check_source
 from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import Masking, encoding_of
 from gradshard_core.specs.round_spec import RoundSpec

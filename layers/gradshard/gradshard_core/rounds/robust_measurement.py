@@ -22,8 +22,8 @@ from gradshard_core.robust.inner_products import WHOLE, ExactSum
 from gradshard_core.robust.measured_sample import Sample, relative_errors
 from gradshard_core.robust.rules import RobustRule
 from gradshard_core.robust.whole_update_rules import Decision, Diagonal, Gram, norms_of
-from gradshard_core.rounds.left_out_reasons import reason_of
 from gradshard_core.rounds.plan_context import PlanContext
+from gradshard_core.rounds.robust_rejection_reasons import reason_of
 from gradshard_core.s3.store import S3Store
 from gradshard_core.stragglers.layers import Coverage
 from gradshard_core.stragglers.staleness import staleness_discount

@@ -25,8 +25,11 @@ from gradshard_core.trainings.record_round import (
     dropping_keys,
     record_ended_round,
 )
+from gradshard_core.trainings.reject_stale_updates import (
+    reject_stale_updates,
+    reject_waiting_updates,
+)
 from gradshard_core.trainings.round_outcome import read_outcome
-from gradshard_core.trainings.stale_updates import reject_stale_updates, reject_waiting_updates
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 STEPS_PER_RUN: Final = 30

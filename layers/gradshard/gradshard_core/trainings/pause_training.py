@@ -18,7 +18,7 @@ from gradshard_core.rounds.aws_requests import MAX_CAUSE
 from gradshard_core.s3.store import S3Store
 from gradshard_core.trainings.pause_or_end import paused, stopped
 from gradshard_core.trainings.record_round import delete_dropped_keys, dropping_keys
-from gradshard_core.trainings.stale_updates import reject_waiting_updates
+from gradshard_core.trainings.reject_stale_updates import reject_waiting_updates
 from gradshard_core.trainings.training_events import publish_if_stopped
 
 _AFTER_DEPLOYING: Final = (

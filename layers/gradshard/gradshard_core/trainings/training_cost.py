@@ -12,7 +12,7 @@ from gradshard_core.costs import (
     round_cost,
 )
 from gradshard_core.costs.lambda_config import LambdaConfig
-from gradshard_core.costs.workload_of_spec import workload_of
+from gradshard_core.costs.workload_from_spec import workload_of
 from gradshard_core.limits import aws_limits
 from gradshard_core.planning import shard_count
 from gradshard_core.planning.plan import Plan

@@ -44,8 +44,8 @@ from gradshard_core.s3.store import S3Store
 from gradshard_core.specs.masking_options import Agreement
 from gradshard_core.specs.option_parsers import AssignmentSpec
 from gradshard_core.specs.training_spec import TrainingSpec
-from gradshard_core.trainings.hidden_state import seen_by
 from gradshard_core.trainings.next_round import training_round
+from gradshard_core.trainings.state_for_tickets import seen_by
 
 URL_SECONDS: Final = 12 * 3600
 """For which URLs are signed: no session of a role lasts longer,

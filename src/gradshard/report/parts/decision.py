@@ -2,7 +2,7 @@
 
 from statistics import median
 
-from gradshard.client.decision_text import sample_in_words, verdict_on
+from gradshard.client.robust_decision_text import sample_in_words, verdict_on
 from gradshard.report.markup import Markup, joined, named
 from gradshard.report.parts.part import Part
 from gradshard.report.round_facts import Facts

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradshard.aws.client_store import ClientStore
-from gradshard.tickets.round_ticket import Ticket
-from gradshard.tickets.upload_parts import (
+from gradshard.tickets.part_urls import (
     FIRST_PART_STEPS,
     MAX_UPDATE_BYTES,
     PartUrls,
     issue_part_urls,
     parse_part_list,
 )
+from gradshard.tickets.round_ticket import Ticket
 from gradshard_core.errors import TicketError
 from gradshard_core.formats.headers import MAX_HEADER_BYTES
 from gradshard_core.limits.aws_limits import LISTED_ENTRIES, MAX_PART_BYTES, MIN_PART_BYTES

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from gradshard.deployment import layer_build, sam_command
+from gradshard.deployment import lambda_layer_build, sam_command
 from gradshard.deployment.defaults import DEFAULT_PORT, STACK
 from gradshard.local_engine.application import Progress, deploy_if_changed, write_container_settings
 from gradshard.local_engine.process_control import (
@@ -163,17 +163,17 @@ def _check_machine() -> None:
             f"{sys.platform}: use Linux, or the container of docs/getting-started.md"
         )
     version = platform.python_version()
-    if not version.startswith(f"{layer_build.RUNTIME}."):
+    if not version.startswith(f"{lambda_layer_build.RUNTIME}."):
         raise EngineError(
             f"the local engine runs the functions with its own interpreter, Python {version}, and "
-            f"they need {layer_build.RUNTIME}: install gradshard[local] under that"
+            f"they need {lambda_layer_build.RUNTIME}: install gradshard[local] under that"
         )
     if importlib.util.find_spec("ministack") is None:
         raise EngineError(
             "the local engine is not installed: `pip install 'gradshard[local]'` installs it"
         )
     sam_command.find_sam()
-    layer_build.check_builder()
+    lambda_layer_build.check_builder()
 
 
 def _ignore(line: str) -> None:
