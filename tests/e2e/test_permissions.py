@@ -526,6 +526,12 @@ def trained_at_their_pace(federation: Federation, deployed: Deployed) -> None:
     late = uploaded(training.keys.inbox(1).update("a"), etag)
     answer = deployed.call("collect_update", late)
     assert answer["reason"] == "counted already"
+    # As if advance_training had died before it told them, and before the newest version was noted.
+    for key in (*told, ModelKeys("iam-pace").current):
+        deployed.s3.delete_object(Bucket=deployed.bucket, Key=key)
+    lost = {"training": training.id, "run": training.state().run, "error": "E", "cause": "dead"}
+    assert deployed.call("pause_training", lost)["status"] == "ended"
+    assert [*filter(None, map(federation.stack.store.get_json, told))] == [waited]
 
 
 def trained_in_a_tree(
