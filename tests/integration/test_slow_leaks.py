@@ -50,5 +50,7 @@ def test_memory_descriptors_and_threads_level(
     )
     print(f"{ROUNDS} rounds: MB, descriptors, threads were {first}, are {last}")
     assert last[0] - first[0] < 8 + ROUNDS / 100
-    assert last[1] <= first[1] + 2
+    # Some connections more are kept where a busy machine answers late. One that every fourth round
+    # leaks, as rounds of one of the terms would, makes more of a difference.
+    assert last[1] <= first[1] + 4
     assert last[2] <= first[2] + 1
