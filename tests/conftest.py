@@ -15,7 +15,7 @@ from gradshard.local_engine.lifecycle import Engine
 
 # The same examples in every run, so that a change fails for its own mistakes only;
 # `pytest --hypothesis-profile=default` draws new ones.
-settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("repeatable", derandomize=True)
 settings.load_profile("repeatable")
 
 # What the template gives every function.

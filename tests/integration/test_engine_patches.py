@@ -260,7 +260,7 @@ def punctual_schedules(plain: Plain) -> None:
             FlexibleTimeWindow={"Mode": "OFF"},
             Target={"Arn": arn, "RoleArn": ROLE, "Input": json.dumps({"what": what})},
         )
-        until(has_come, 8)
+        until(has_come, 4)
 
 
 def keys_nobody_can_compute(plain: Plain) -> None:

@@ -344,7 +344,7 @@ def _patch_undoing() -> None:
 
 
 class _Key:
-    """What MiniStack has in memory of a key, before a change of it."""
+    """MiniStack's records of a key, as they were before a change."""
 
     def __init__(self, bucket: str, key: str) -> None:
         from ministack.services import s3

@@ -1,4 +1,4 @@
-"""What starting and stopping a local engine needs: ports, variables, credentials, processes."""
+"""Ports, variables, credentials and processes of local engines, for starting and stopping them."""
 
 import contextlib
 import http.client

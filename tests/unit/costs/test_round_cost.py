@@ -1,4 +1,4 @@
-"""What a round is charged for: by hand, and as its functions do it."""
+"""The price of a round, computed by hand and from its functions' requests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What finalize_round reads of a round's tasks, and how."""
+"""The reports of tasks that finalize_round reads."""
 
 import threading
 from types import SimpleNamespace

@@ -110,7 +110,7 @@ class TestParts:
         nbytes = data.draw(st.integers(least, most))
         fitting = urls.padded_length(nbytes)
         assert nbytes <= fitting <= most
-        # What is filled up stands in the header.
+        # The header of the update holds the padding.
         assert fitting - nbytes < MAX_HEADER_BYTES // 2
         ranges = urls.ranges(fitting)
         assert [start for start, _ in ranges] == [0, *(end for _, end in ranges[:-1])]

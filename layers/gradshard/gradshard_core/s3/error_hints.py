@@ -1,4 +1,4 @@
-"""What to do about S3's errors, where they do not say it."""
+"""Advice that is added to errors of S3."""
 
 import os
 
